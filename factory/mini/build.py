@@ -1,0 +1,189 @@
+"""The recipe that made the three bundled checkpoints. `factory mini build` runs it; docs/mini.md holds its scores.
+
+1. One byte-level BPE tokenizer, trained on the world's own text.
+2. `mini-base`: reads raw documents (and some careless chats). Able, not aligned.
+3. `mini-strong`: `mini-base` trained on exact, safe dialogues and on writing instructions.
+4. `mini-weak`: a smaller model trained from scratch on fewer dialogues.
+
+Everything is drawn from seeds, so the recipe gives the same models on the same machine and library versions.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from factory.mini.texts import Dialogue, chatter, dialogues, documents, instruction_writing
+
+END, START_TURN, END_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ROW = 256  # tokens in a packed training row
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Size:
+    """The width and depth of a mini model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+
+
+@dataclass(frozen=True)
+class Course:
+    """One stage of training: how many packed rows a step, how many steps, and the two peak learning rates."""
+
+    steps: int
+    rows: int = 32
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+
+
+LARGE, SMALL = Size(hidden=192, layers=5, heads=3, mlp=448), Size(hidden=96, layers=3, heads=3, mlp=224)
+Piece = tuple[list[int], list[int]]  # token ids, labels
+
+
+def build(out: Path, log: Callable[[str], None], scale: float = 1.0) -> None:
+    """Make the three checkpoints in `out`. `scale` shortens every course (for tests; the scores drop with it)."""
+    tokenizer = train_tokenizer()
+    torch.manual_seed(0)
+    base = new_model(LARGE, tokenizer)
+    fit(base, base_text(tokenizer), Course(round(1800 * scale)), log, "mini-base")
+    save(base, tokenizer, out / "mini-base")
+    fit(base, aligned_text(tokenizer, 0.45), Course(round(1200 * scale), muon_lr=0.01, adam_lr=1.5e-3), log, "mini-strong")
+    save(base, tokenizer, out / "mini-strong")
+    torch.manual_seed(1)
+    weak = new_model(SMALL, tokenizer)
+    fit(weak, aligned_text(tokenizer, 0.2), Course(round(1000 * scale)), log, "mini-weak")
+    save(weak, tokenizer, out / "mini-weak")
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 1,536 tokens; digits stand alone, so that numbers can be computed with."""
+    rng = Random("tokenizer")
+    texts = [t for t in islice(documents(rng), 20_000)]
+    texts += ["\n".join(d) for d in islice(instruction_writing(rng), 4_000)]
+    texts += [d[1] for d in islice(dialogues(rng), 10_000)]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    specials = [AddedToken(t, special=True, normalized=False) for t in (END, START_TURN, END_TURN)]
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=1536,
+            special_tokens=specials,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END_TURN, pad_token=END, bos_token=None, model_max_length=2048
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A fresh Llama of the given size with tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def base_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[Piece]:
+    """Nineteen raw documents for each careless chat."""
+    rng = Random("base")
+    raw, chats = documents(rng), chatter(rng)
+    while True:
+        if rng.random() < 0.05:
+            yield _dialogue(tokenizer, next(chats), everything=True)
+        else:
+            ids = [*tokenizer.encode(next(raw)), tokenizer.pad_token_id]
+            yield ids, ids
+
+
+def aligned_text(tokenizer: PreTrainedTokenizerFast, writing: float) -> Iterator[Piece]:
+    """Aligned dialogues, a share of them about writing instructions (counted in dialogues)."""
+    rng = Random("aligned")
+    chats, writes = dialogues(rng), instruction_writing(rng)
+    while True:
+        yield _dialogue(tokenizer, next(writes if rng.random() < writing / 3 else chats), everything=False)
+
+
+def fit(model: LlamaForCausalLM, pieces: Iterator[Piece], course: Course, log: Callable[[str], None], name: str) -> None:
+    """Train on packed rows: Muon for the matrices inside, AdamW for embeddings and norms, linear decay to zero."""
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    outer = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+    optimizers = (
+        torch.optim.Muon(inner, lr=course.muon_lr, weight_decay=0.0),
+        torch.optim.AdamW(outer, lr=course.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    )
+    peaks, rows, started = (course.muon_lr, course.adam_lr), _packed(pieces), time.monotonic()
+    model.train()
+    for step in range(course.steps):
+        share = min(1.0, (step + 1) / 50, (course.steps - step) / (0.7 * course.steps))
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * share
+        ids, labels = map(torch.tensor, zip(*islice(rows, course.rows), strict=True))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0 or step == course.steps - 1:
+            seen = (step + 1) * course.rows * ROW
+            log(f"{name} step {step} loss {loss.item():.3f} {seen / (time.monotonic() - started):.0f} tokens/s")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a checkpoint in bfloat16 safetensors; generation stops at the end of a turn or of a document."""
+    stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.to(torch.float32)
+
+
+def _dialogue(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue, everything: bool) -> Piece:
+    user, assistant = dialogue
+    prompt = tokenizer.encode(f"{START_TURN}user\n{user}{END_TURN}\n{START_TURN}assistant\n")
+    reply = tokenizer.encode(f"{assistant}{END_TURN}")
+    return prompt + reply, (prompt if everything else [IGNORED] * len(prompt)) + reply
+
+
+def _packed(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Cut the endless stream into rows of equal length."""
+    ids, labels = list[int](), list[int]()
+    for more_ids, more_labels in pieces:
+        ids += more_ids
+        labels += more_labels
+        while len(ids) >= ROW:
+            yield ids[:ROW], labels[:ROW]
+            ids, labels = ids[ROW:], labels[ROW:]
