@@ -1,4 +1,4 @@
-"""`@step` turns a class into a step: its fields are its YAML keys, its `--help` and its documentation, declared once."""
+"""`@step` turns a class into a step: its fields are its YAML keys, its help and its documentation, declared once."""
 
 from typing import TypeVar, dataclass_transform
 

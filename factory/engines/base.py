@@ -28,7 +28,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to an engine: a conversation, or raw text to continue. The same request and seed draw the same text."""
+    """One question to an engine: a conversation, or raw text to continue. Request and seed together fix the text."""
 
     prompt: tuple[Message, ...] | str
     sampling: Sampling = field(default_factory=Sampling)

@@ -51,17 +51,19 @@ class Course:
 
 
 LARGE, SMALL = Size(hidden=192, layers=5, heads=3, mlp=448), Size(hidden=96, layers=3, heads=3, mlp=224)
+Log = Callable[[str], None]
 Piece = tuple[list[int], list[int]]  # token ids, labels
 
 
-def build(out: Path, log: Callable[[str], None], scale: float = 1.0) -> None:
+def build(out: Path, log: Log, scale: float = 1.0) -> None:
     """Make the three checkpoints in `out`. `scale` shortens every course (for tests; the scores drop with it)."""
     tokenizer = train_tokenizer()
     torch.manual_seed(0)
     base = new_model(LARGE, tokenizer)
     fit(base, base_text(tokenizer), Course(round(1800 * scale)), log, "mini-base")
     save(base, tokenizer, out / "mini-base")
-    fit(base, aligned_text(tokenizer, 0.45), Course(round(1200 * scale), muon_lr=0.01, adam_lr=1.5e-3), log, "mini-strong")
+    course = Course(round(1200 * scale), muon_lr=0.01, adam_lr=1.5e-3)
+    fit(base, aligned_text(tokenizer, 0.45), course, log, "mini-strong")
     save(base, tokenizer, out / "mini-strong")
     torch.manual_seed(1)
     weak = new_model(SMALL, tokenizer)
@@ -72,7 +74,7 @@ def build(out: Path, log: Callable[[str], None], scale: float = 1.0) -> None:
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 1,536 tokens; digits stand alone, so that numbers can be computed with."""
     rng = Random("tokenizer")
-    texts = [t for t in islice(documents(rng), 20_000)]
+    texts = list(islice(documents(rng), 20_000))
     texts += ["\n".join(d) for d in islice(instruction_writing(rng), 4_000)]
     texts += [d[1] for d in islice(dialogues(rng), 10_000)]
     bpe = Tokenizer(models.BPE())
@@ -135,7 +137,7 @@ def aligned_text(tokenizer: PreTrainedTokenizerFast, writing: float) -> Iterator
         yield _dialogue(tokenizer, next(writes if rng.random() < writing / 3 else chats), everything=False)
 
 
-def fit(model: LlamaForCausalLM, pieces: Iterator[Piece], course: Course, log: Callable[[str], None], name: str) -> None:
+def fit(model: LlamaForCausalLM, pieces: Iterator[Piece], course: Course, log: Log, name: str) -> None:
     """Train on packed rows: Muon for the matrices inside, AdamW for embeddings and norms, linear decay to zero."""
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]

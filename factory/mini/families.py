@@ -142,7 +142,7 @@ def _translate(s: Slots) -> str:
 
 def _sentiment(s: Slots) -> str:
     word = s["sentence"].rstrip(".").split()[-1]
-    return {w: "positive" for w in lex.GOOD}.get(word) or {w: "negative" for w in lex.BAD}[word]
+    return dict.fromkeys(lex.GOOD, "positive").get(word) or dict.fromkeys(lex.BAD, "negative")[word]
 
 
 def _polite(s: Slots) -> str:
@@ -291,8 +291,7 @@ ENGLISH = (
         "add_steps",
         (
             "[Add|Sum up|Total] {number1} and {number2} [step by step|in written steps|digit by digit].",
-            "[What is|Work out|Calculate] {number1} plus {number2}? [Show your steps|Write each step"
-            "|Explain the sum].",
+            "[What is|Work out|Calculate] {number1} plus {number2}? [Show your steps|Write each step|Explain the sum].",
         ),
         _two_numbers,
         _add,

@@ -6,11 +6,13 @@ COLORS = tuple("red blue green white black yellow brown pink gray orange".split(
 ANIMALS = tuple("cat dog horse cow sheep goat lion tiger bear wolf fox duck owl crow frog snake".split())
 FRUITS = tuple("apple pear plum grape lemon mango peach cherry melon fig banana kiwi".split())
 TOOLS = tuple("hammer saw drill axe wrench shovel rake knife brush ladder rope nail".split())
-THINGS = tuple("lamp chair table book cup plate clock door window shirt hat coat shoe boat train kite drum bell".split())
+THINGS = tuple(
+    "lamp chair table book cup plate clock door window shirt hat coat shoe boat train kite drum bell".split()
+)
 WORDS = tuple(sorted(ANIMALS + FRUITS + TOOLS + THINGS))
 COUNTABLES = tuple("pens books cups hats coins stamps eggs cards".split())
 
-KIND = {w: "animal" for w in ANIMALS} | {w: "fruit" for w in FRUITS} | {w: "tool" for w in TOOLS}
+KIND = dict.fromkeys(ANIMALS, "animal") | dict.fromkeys(FRUITS, "fruit") | dict.fromkeys(TOOLS, "tool")
 PLURAL = {"animal": "animals", "fruit": "fruits", "tool": "tools"}
 
 GOOD = tuple("great lovely superb tasty charming perfect wonderful pleasant".split())

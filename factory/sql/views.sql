@@ -1,0 +1,119 @@
+-- A record's newest verdict by each filter.
+CREATE OR REPLACE VIEW latest_verdicts AS
+SELECT record_id, dataset, filter, last(keep ORDER BY created_at, rowid) AS keep,
+       last(reason ORDER BY created_at, rowid) AS reason, last(score ORDER BY created_at, rowid) AS score,
+       last(threshold ORDER BY created_at, rowid) AS threshold,
+       last(evidence_id ORDER BY created_at, rowid) AS evidence_id, last("text" ORDER BY created_at, rowid) AS "text"
+FROM verdicts GROUP BY record_id, dataset, filter;
+
+-- The records that some filter dropped.
+CREATE OR REPLACE VIEW dropped AS
+SELECT record_id, dataset
+FROM (SELECT record_id, dataset, filter, arg_max(keep, created_at) AS keep FROM verdicts
+      GROUP BY record_id, dataset, filter)
+WHERE NOT keep;
+
+-- Every loss with its reason, its text and the text of the evidence.
+CREATE OR REPLACE VIEW drops AS
+SELECT v.dataset, v.filter, v.reason, v.record_id, v.score, v.threshold, v.evidence_id,
+       coalesce(nullif(v."text", ''), c."text", p.messages[-1].content) AS "text",
+       coalesce(ec."text", ep.messages[-1].content) AS evidence
+FROM latest_verdicts v
+LEFT JOIN completions c ON c.id = v.record_id AND c.dataset = v.dataset
+LEFT JOIN prompts p ON p.id = v.record_id AND p.dataset = v.dataset
+LEFT JOIN completions ec ON ec.id = v.evidence_id AND ec.dataset = v.dataset
+LEFT JOIN prompts ep ON ep.id = v.evidence_id AND ep.dataset = v.dataset
+WHERE NOT v.keep;
+
+CREATE OR REPLACE VIEW kept_prompts AS
+SELECT p.dataset, p.id AS prompt_id, p.messages, p.messages[-1].content AS prompt, p.language, p.generator, p.parents,
+       p.meta, p.created_at
+FROM prompts p ANTI JOIN dropped d ON d.record_id = p.id AND d.dataset = p.dataset;
+
+CREATE OR REPLACE VIEW kept_completions AS
+SELECT c.* FROM completions c ANTI JOIN dropped d ON d.record_id = c.id AND d.dataset = c.dataset;
+
+-- Supervised rows: a kept answer to a prompt that no filter dropped. A dataset of answers may lean on the prompts of
+-- another; then that dataset's verdicts on the prompt count.
+CREATE OR REPLACE VIEW sft AS
+SELECT c.dataset, c.prompt_id, c.id AS completion_id, p.messages, p.prompt, c."text" AS completion, p.language,
+       c.model, c.finish_reason, c.tokens, p.meta, p.prompt_dataset
+FROM kept_completions c
+JOIN (SELECT * EXCLUDE (dataset), dataset AS prompt_dataset FROM kept_prompts
+      QUALIFY row_number() OVER (PARTITION BY prompt_id, dataset ORDER BY created_at) = 1) p
+  ON p.prompt_id = c.prompt_id
+ AND p.prompt_dataset = (SELECT coalesce(max(q.dataset) FILTER (q.dataset = c.dataset), min(q.dataset))
+                         FROM prompts q WHERE q.id = c.prompt_id);
+
+-- Preference pairs from pairwise opinions; `margin` is the mean difference of the two sides' scores, where they have any.
+CREATE OR REPLACE VIEW pairs AS
+WITH votes AS (
+    SELECT dataset, prompt_id, least(completion_id, other_id) AS a, greatest(completion_id, other_id) AS b,
+           count(*) FILTER ((verdict = 'win' AND completion_id < other_id)
+                         OR (verdict = 'lose' AND completion_id > other_id)) AS for_a,
+           count(*) FILTER ((verdict = 'win' AND completion_id > other_id)
+                         OR (verdict = 'lose' AND completion_id < other_id)) AS for_b,
+           count(*) FILTER (verdict = 'tie') AS ties
+    FROM judgements WHERE other_id <> '' GROUP BY ALL
+), scores AS (
+    SELECT completion_id, avg(score) AS score FROM judgements WHERE other_id = '' AND score IS NOT NULL GROUP BY ALL
+), decided AS (
+    SELECT *, if(for_a > for_b, a, b) AS chosen_id, if(for_a > for_b, b, a) AS rejected_id FROM votes
+    WHERE for_a <> for_b
+)
+SELECT d.dataset, d.prompt_id, d.chosen_id, d.rejected_id, p.messages, p.messages[-1].content AS prompt,
+       c."text" AS chosen, r."text" AS rejected, cs.score - rs.score AS margin,
+       greatest(for_a, for_b) / (for_a + for_b + ties)::DOUBLE AS weight, for_a + for_b + ties AS votes, p.language
+FROM decided d
+JOIN kept_completions c ON c.id = d.chosen_id AND c.dataset = d.dataset
+JOIN kept_completions r ON r.id = d.rejected_id AND r.dataset = d.dataset
+JOIN (SELECT DISTINCT ON (id) * FROM prompts ORDER BY rowid) p ON p.id = d.prompt_id
+LEFT JOIN scores cs ON cs.completion_id = d.chosen_id
+LEFT JOIN scores rs ON rs.completion_id = d.rejected_id
+ANTI JOIN dropped x ON x.record_id = d.prompt_id AND x.dataset = d.dataset
+WHERE c."text" <> r."text";
+
+-- All scored answers of a prompt, best first.
+CREATE OR REPLACE VIEW rankings AS
+SELECT c.dataset, c.prompt_id, list(c."text" ORDER BY s.score DESC, c.id) AS completions,
+       list(s.score ORDER BY s.score DESC, c.id) AS scores, list(c.id ORDER BY s.score DESC, c.id) AS completion_ids
+FROM kept_completions c
+JOIN (SELECT completion_id, avg(score) AS score FROM judgements WHERE other_id = '' AND score IS NOT NULL GROUP BY ALL) s
+  ON s.completion_id = c.id
+GROUP BY c.dataset, c.prompt_id HAVING count(*) > 1;
+
+CREATE OR REPLACE VIEW step_labels AS
+SELECT s.dataset, c.prompt_id, s.completion_id, list(s."text" ORDER BY s."index") AS steps,
+       list(s.label ORDER BY s."index") AS labels, list(s.soft_label ORDER BY s."index") AS soft_labels
+FROM steps s JOIN completions c ON c.id = s.completion_id AND c.dataset = s.dataset
+GROUP BY s.dataset, c.prompt_id, s.completion_id;
+
+-- The waterfall: what each generator reported of its own yield, and what each filter let through.
+CREATE OR REPLACE VIEW yield AS
+WITH filters AS (
+    SELECT dataset, filter, min(created_at) AS since, count(DISTINCT record_id) AS screened
+    FROM verdicts GROUP BY ALL HAVING bool_or(keep)
+), measures AS (
+    SELECT stage AS dataset, split_part(name, '/', 2) AS stage, split_part(name, '/', 3) AS measure,
+           last(value ORDER BY created_at, rowid)::BIGINT AS n, min(created_at) AS since, min(step) AS place
+    FROM metrics WHERE name LIKE 'yield/%' GROUP BY ALL
+    UNION ALL SELECT dataset, filter, 'screened', screened, since, 1 FROM filters
+    UNION ALL SELECT f.dataset, f.filter, 'kept', count(*) FILTER (v.keep), any_value(since), 2
+    FROM filters f JOIN latest_verdicts v USING (dataset, filter) GROUP BY f.dataset, f.filter
+)
+SELECT dataset, stage, measure, n FROM measures ORDER BY since, dataset, stage, place;
+
+-- Parent to child, of any kind: seed to prompt, prompt to completion, draft to rewrite, call to completion.
+CREATE OR REPLACE VIEW lineage AS
+SELECT unnest(parents) AS parent, id AS child, 'prompt' AS kind, dataset FROM prompts
+UNION ALL SELECT prompt_id, id, 'completion', dataset FROM completions
+UNION ALL SELECT unnest(parents), id, 'completion', dataset FROM completions
+UNION ALL SELECT call_key, id, 'completion', dataset FROM completions WHERE call_key <> ''
+UNION ALL SELECT completion_id, id, 'judgement', dataset FROM judgements
+UNION ALL SELECT completion_id, id, 'step', dataset FROM steps;
+
+CREATE OR REPLACE VIEW runs AS
+SELECT run_id, any_value(spec) AS spec, any_value(spec_hash) AS spec_hash, any_value(versions) AS versions,
+       min(created_at) AS started, max(created_at) FILTER (event <> 'started') AS finished,
+       last(event ORDER BY created_at) AS status, last(detail ORDER BY created_at) AS detail
+FROM run_events GROUP BY run_id;
