@@ -17,7 +17,7 @@ from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -25,6 +25,9 @@ import pyarrow.parquet as pq
 
 from factory.errors import DataError, StoreError
 from factory.records import Completion, Judgement, Message, Metric, Prompt, Record, Step, Verdict, content_id
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _TABLES: dict[type[Record], str] = {
     Prompt: "prompts",
@@ -45,7 +48,7 @@ _KNOWN = {
     "SEMI JOIN batch USING (record_id) GROUP BY record_id, dataset, filter)"
 }
 _PAGE = 10_000  # rows that a reader holds at once
-T = TypeVar("T")
+Params = Sequence[object] | Mapping[str, object]
 
 
 class Store:
@@ -78,14 +81,47 @@ class Store:
             con.register("batch", pa.table(columns))
             con.execute(f"INSERT INTO {table} SELECT * FROM batch")
 
+    def append_verdicts(self, frame: "pl.DataFrame", filter: str, dataset: str, run_id: str = "") -> None:
+        """Append a filter's verdicts, a frame with id, keep, reason, score, threshold and evidence_id, at once."""
+        sql = """
+            INSERT INTO verdicts BY NAME
+            SELECT md5(concat_ws('|', v.id, $filter, keep, reason, score, threshold, evidence_id)) AS id,
+                   $dataset AS dataset, v.id AS record_id, $filter AS filter, keep, reason, score, threshold,
+                   evidence_id, '' AS "text", $run AS run_id, $now AS created_at
+            FROM batch v"""
+        with self.writing() as con:
+            con.register("batch", frame.to_arrow())
+            con.execute(sql, {"filter": filter, "dataset": dataset, "run": run_id, "now": _now()})
+
+    def finish(self, key: str, stage: str, dataset: str, output: str, run_id: str = "") -> None:
+        """Note in the ledger that a stage is done."""
+        row = {"key": key, "stage": stage, "dataset": dataset, "output": output, "run_id": run_id}
+        self.append_rows("stages", [row])
+
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def rows(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def finished(self, key: str) -> str:
+        """What a stage that is done made, or "" where it is not done."""
+        done = self.rows('SELECT output FROM stages WHERE "key" = ? ORDER BY rowid DESC LIMIT 1', [key])
+        return str(done[0][0]) if done else ""
+
+    def imported(self, dataset: str) -> str:
+        """A fingerprint of what was imported into a dataset by hand, outside any spec."""
+        sql = """SELECT coalesce(string_agg("key", ',' ORDER BY "key"), '') FROM stages
+                 WHERE dataset = ? AND stage = 'by hand'"""
+        return content_id(self.rows(sql, [dataset])[0][0])
+
+    def frame(self, sql: str, params: Params = ()) -> "pl.DataFrame":
+        """The result of a query as a polars frame."""
+        with self.reading() as con:
+            return con.sql(sql, params=params).pl()
+
+    def rows(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
         """The result of a small query."""
         with self.reading() as con:
             return con.execute(sql, params).fetchall()
 
-    def pages(self, sql: str, params: Sequence[object] = ()) -> Iterator[pa.RecordBatch]:
+    def pages(self, sql: str, params: Params = ()) -> Iterator[pa.RecordBatch]:
         """The result of a query of any size, in pages: it is spilled to a Parquet file first, so that neither memory
         nor the store's lock is held while the caller works on a page."""
         with tempfile.TemporaryDirectory(prefix="factory-", dir=self._scratch()) as folder:
@@ -93,7 +129,7 @@ class Store:
             self.snapshot(sql, path, params)
             yield from pq.ParquetFile(path).iter_batches(_PAGE)
 
-    def snapshot(self, sql: str, to: Path, params: Sequence[object] = ()) -> int:
+    def snapshot(self, sql: str, to: Path, params: Params = ()) -> int:
         """Write a query's result to a Parquet file; returns the number of rows."""
         with self.reading() as con:
             target = str(to).replace("'", "''")

@@ -1,0 +1,296 @@
+"""The command line. Data goes to stdout, progress and errors to stderr; every heavy import waits for its command.
+
+Exit codes: 0 ok, 1 a check failed, 2 the user's input is wrong, 3 an engine or the store failed.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from factory.errors import FactoryError, SpecError
+
+if TYPE_CHECKING:
+    from factory.store import Store
+
+_STORE = click.option("--store", "store_path", default="factory.duckdb", show_default=True, help="The store's file.")
+_WITH = click.option(
+    "--with", "options", multiple=True, metavar="NAME=VALUE", help="An option of the step; repeatable."
+)
+_ENGINE = click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="NAME=USE:MODEL",
+    help="An engine, e.g. strong=transformers:mini-strong.",
+)
+
+
+class _Friendly(click.Group):
+    """A group whose commands tell errors in one line, with the right exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except FactoryError as error:
+            click.secho(f"error: {error}", fg="red", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped; run the same command again to go on", err=True)
+            sys.exit(130)
+        except OSError as error:
+            click.secho(f"error: {error.filename or ''}: {error.strerror or error}", fg="red", err=True)
+            sys.exit(3)
+
+
+@click.group(cls=_Friendly, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="alignment-factory")
+def main() -> None:
+    """Generate, audit with SQL, and train on synthetic alignment data.
+
+    Begin with `factory run specs/mini.yaml`: the whole line on a small embedded world, in minutes on a CPU.
+    """
+
+
+@main.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@_STORE
+def run(spec: Path, store_path: str) -> None:
+    """Run a SPEC: stages that are done are skipped, one that was cut off goes on."""
+    from factory import report
+    from factory.run import run as run_spec
+    from factory.spec import load_spec
+
+    loaded, store = load_spec(_packaged(spec)), _store(store_path)
+    click.echo(f"{loaded.name} -> {store.path}", err=True)
+    run_id = run_spec(loaded, store, lambda line: click.echo(line, err=True))
+    report.results(store, run_id, loaded)
+
+
+@main.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@_STORE
+def check(spec: Path, store_path: str) -> None:
+    """Check a SPEC and estimate its engine calls. Spends nothing."""
+    from factory import report
+    from factory.run import stored_datasets
+    from factory.spec import datasets_missing, load_spec
+
+    loaded = load_spec(_packaged(spec))
+    datasets_missing(loaded, stored_datasets(_store(store_path)))
+    report.plan(loaded, _store(store_path))
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def steps(name: str | None, as_json: bool) -> None:
+    """List every step, or the options of step NAME."""
+    from factory import report
+
+    report.steps(name, as_json)
+
+
+@main.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--into", required=True, help="The dataset to fill.")
+@click.option(
+    "--shape", default="auto", show_default=True, help="alpaca, sharegpt, trl, hh, ...; auto looks at the rows."
+)
+@click.option("--language", default="", help="en, zh, ...; by default told from the script.")
+@_STORE
+def import_(file: Path, into: str, shape: str, language: str, store_path: str) -> None:
+    """Read a FILE (jsonl, json, csv, parquet, also .gz) into a dataset."""
+    from factory import flow
+
+    store = _store(store_path)
+    told = flow.import_file(store, file, into, shape, language)
+    store.finish(flow.file_hash(file), "by hand", into, told)
+    click.echo(f"{into}: {told}", err=True)
+
+
+@main.command()
+@click.argument("step")
+@click.option("--from", "source", required=True, help="The dataset to read prompts from.")
+@click.option("--into", required=True, help="The dataset to fill.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all random draws.")
+@_ENGINE
+@_WITH
+@_STORE
+def generate(
+    step: str, source: str, into: str, seed: int, engines: Sequence[str], options: Sequence[str], store_path: str
+) -> None:
+    """Run one generator STEP."""
+    stage = {"generate": step, "from": source, "into": into, "with": _options(options)}
+    _run_stage(stage, engines, seed, store_path)
+
+
+@main.command(name="filter")
+@click.argument("step")
+@click.option("--on", required=True, help="The dataset to judge.")
+@_WITH
+@_STORE
+def filter_(step: str, on: str, options: Sequence[str], store_path: str) -> None:
+    """Run one filter STEP. Nothing is deleted: it appends verdicts."""
+    _run_stage({"filter": step, "on": on, "with": _options(options)}, (), 0, store_path)
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@_WITH
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_STORE
+def audit(names: Sequence[str], options: Sequence[str], as_json: bool, store_path: str) -> None:
+    """Run audits by NAME or file (all packaged ones by default). Exit code 1 if one finds violations."""
+    from factory import report
+
+    sys.exit(0 if report.audits(_store(store_path), names, _options(options), as_json) else 1)
+
+
+@main.command()
+@click.argument("query")
+@click.option("--json", "style", flag_value="json", help="One JSON object a row.")
+@click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
+@click.option("--limit", default=1000, show_default=True, help="The most rows to print.")
+@_STORE
+def sql(query: str, style: str | None, limit: int, store_path: str) -> None:
+    """Run a read-only QUERY, or the query in a .sql file."""
+    from factory import report
+    from factory.query import read_only
+
+    text = Path(query).read_text(encoding="utf-8") if query.endswith(".sql") else query
+    report.table(*read_only(_store(store_path), text, limit), style)
+
+
+@main.command()
+@click.argument("record_id")
+@_STORE
+def show(record_id: str, store_path: str) -> None:
+    """Print the whole life of a record: where it came from, who judged it and how."""
+    from factory import report
+
+    report.life(_store(store_path), record_id)
+
+
+@main.command()
+@click.argument("step")
+@click.option("--data", "on", required=True, help="A dataset, a query, or a file.")
+@click.option("--base", required=True, help="The checkpoint to start from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint's folder.")
+@_WITH
+@_STORE
+def train(step: str, on: str, base: str, out: Path, options: Sequence[str], store_path: str) -> None:
+    """Train: STEP is sft."""
+    from factory import flow
+    from factory.engines.checkpoints import resolve
+    from factory.run import run_id
+    from factory.steps import load_step
+
+    trainer = load_step("train", step, _options(options) | {"base": resolve(base)})
+    if Path(on).is_file():
+        on = flow.file_query(Path(on))
+    told = flow.train(_store(store_path), trainer, step, on, out, run_id(), lambda line: click.echo(line, err=True))
+    click.echo(told)
+
+
+@main.command(name="eval")
+@click.argument("step", default="mini")
+@_ENGINE
+@_WITH
+@_STORE
+def evaluate(step: str, engines: Sequence[str], options: Sequence[str], store_path: str) -> None:
+    """Measure models: STEP is mini, on the embedded world's held-out tasks, for every --engine."""
+    models = {name: name for name in _engines(engines)}
+    _run_stage({"evaluate": step, "with": {"models": models} | _options(options)}, engines, 0, store_path)
+
+
+@main.command()
+@click.argument("what")
+@click.option("--to", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option(
+    "--for", "fmt", default="trl", show_default=True, help="jsonl, csv, parquet, alpaca, sharegpt, trl, hf, ..."
+)
+@click.option("--kind", type=click.Choice(["prompts", "sft", "pairs"]), default="sft", show_default=True)
+@_STORE
+def export(what: str, to: Path, fmt: str, kind: str, store_path: str) -> None:
+    """Write a dataset, or the result of a query, for another program."""
+    from factory import flow
+
+    click.echo(flow.export(_store(store_path), what, kind, fmt, to), err=True)
+
+
+@main.command()
+@_STORE
+def doctor(store_path: str) -> None:
+    """Look at the environment: versions, devices, engines, the store."""
+    from factory import report
+
+    report.environment(_store(store_path))
+
+
+@main.group()
+def mini() -> None:
+    """The embedded world."""
+
+
+@mini.command(name="build")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the three checkpoints go.")
+@click.option("--scale", default=1.0, show_default=True, help="Shortens every course; the scores drop with it.")
+@click.option("--threads", default=2, show_default=True, help="CPU threads.")
+def mini_build(out: Path, scale: float, threads: int) -> None:
+    """Make the bundled checkpoints again, by their recipe (about an hour on two cores)."""
+    import torch
+
+    from factory.mini.build import build
+
+    torch.set_num_threads(threads)
+    build(out, lambda line: click.echo(line, err=True), scale)
+
+
+def _store(path: str) -> "Store":
+    from factory.store import Store
+
+    return Store(Path(path))
+
+
+def _packaged(spec: Path) -> Path:
+    """A spec's path as it is, or, where there is none, the packaged spec of that name."""
+    from factory.resources import specs_folder
+
+    packaged = specs_folder() / spec.name
+    return packaged if not spec.exists() and packaged.exists() else spec
+
+
+def _run_stage(stage: dict[str, Any], engines: Sequence[str], seed: int, store_path: str) -> None:
+    from factory.run import run as run_spec
+    from factory.spec import parse_spec
+
+    raw = {"name": "by hand", "seed": seed, "engines": _engines(engines), "stages": [stage]}
+    run_spec(parse_spec(raw), _store(store_path), lambda line: click.echo(line, err=True))
+
+
+def _engines(given: Sequence[str]) -> dict[str, dict[str, str]]:
+    found = {}
+    for text in given:
+        name, _, rest = text.partition("=")
+        use, _, model = rest.partition(":")
+        if not use:
+            raise SpecError(f"--engine {text!r}: write NAME=USE:MODEL, for example strong=transformers:mini-strong")
+        found[name] = {"use": use} | ({"model": model} if model else {})
+    return found
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise SpecError(f"--with {text!r}: write NAME=VALUE, for example threshold=0.8")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found

@@ -1,0 +1,164 @@
+"""How data moves between the store, the files and the steps: one function for each kind of stage."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factory.errors import DataError
+from factory.records import Message, Metric, Prompt, Record
+from factory.store import Store
+
+if TYPE_CHECKING:
+    from factory.steps import Filter, Trainer
+
+Say = Callable[[str], None]
+_BATCH_ROWS, _BATCH_SECONDS = 20_000, 2.0
+
+# The prompts (or completions) of a dataset that none of the given filters dropped, in the order of their coming.
+_PROMPTS = """
+SELECT p.id, p.messages, p.generator, p.parents, p.language, p.meta FROM prompts p
+WHERE p.dataset = $dataset AND NOT EXISTS ({dropped} AND v.record_id = p.id) ORDER BY p.rowid
+"""
+_DROPPED = """
+SELECT 1 FROM (SELECT record_id, arg_max(keep, created_at) AS keep FROM verdicts
+               WHERE dataset = $dataset AND filter IN (SELECT unnest($filters)) GROUP BY record_id, filter) v
+WHERE NOT v.keep"""
+_FRAMES = {
+    "prompts": """
+SELECT p.id, p.messages[-1].content AS "text", p.messages[-1].content AS prompt, p.language,
+       NULL::VARCHAR AS finish_reason, NULL::DOUBLE AS priority FROM prompts p
+WHERE p.dataset = $dataset AND NOT EXISTS ({dropped} AND v.record_id = p.id) ORDER BY p.rowid""",
+    "completions": """
+SELECT c.id, c."text", p.messages[-1].content AS prompt, p.language, c.finish_reason, NULL::DOUBLE AS priority
+FROM completions c JOIN prompts p ON p.id = c.prompt_id AND p.dataset = c.dataset
+WHERE c.dataset = $dataset AND NOT EXISTS ({dropped} AND v.record_id IN (c.id, p.id)) ORDER BY c.rowid""",
+}
+
+
+def append(store: Store, records: Iterable[Record], dataset: str, run_id: str = "") -> str:
+    """Append records as they come, in batches; returns how many rows were new, in words. Keeps all on an error."""
+    batch: list[Record] = []
+    new, flushed = 0, time.monotonic()
+    try:
+        for record in records:
+            batch.append(record)
+            if len(batch) >= _BATCH_ROWS or time.monotonic() - flushed > _BATCH_SECONDS:
+                new += store.append(batch, dataset, run_id)
+                batch, flushed = [], time.monotonic()
+    finally:
+        if batch:
+            new += store.append(batch, dataset, run_id)
+    return f"{new:,} new rows"
+
+
+def import_file(store: Store, path: Path, into: str, shape: str = "auto", language: str = "", run_id: str = "") -> str:
+    """Read a file into a dataset."""
+    from factory.formats import records
+
+    return append(store, records(path, shape, language), into, run_id)
+
+
+def prompts(store: Store, dataset: str, filters: Sequence[str]) -> Iterator[Prompt]:
+    """The prompts of a dataset that the given filters kept."""
+    sql = _PROMPTS.replace("{dropped}", _DROPPED)
+    for page in store.pages(sql, {"dataset": dataset, "filters": list(filters)}):
+        for row in page.to_pylist():
+            yield _prompt(row)
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    import json
+
+    messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
+    meta = json.loads(row["meta"] or "{}")
+    return Prompt(messages, row["generator"], tuple(row["parents"] or ()), row["language"], meta)
+
+
+def screen(store: Store, step: "Filter", name: str, dataset: str, filters: Sequence[str], run_id: str = "") -> str:
+    """Show a filter the records that earlier filters kept and store its verdicts."""
+    import polars as pl
+
+    sql = _FRAMES[step.target].replace("{dropped}", _DROPPED)
+    frame = store.frame(sql, {"dataset": dataset, "filters": list(filters)})
+    if frame.is_empty():
+        raise DataError(f"filter {name}: dataset {dataset!r} has no {step.target} to judge")
+    verdicts = step.screen(frame)
+    lost = set(frame["id"]) ^ set(verdicts["id"])
+    if lost:
+        raise DataError(f"filter {name} answered for other rows than it was given: {sorted(lost)[:3]}")
+    store.append_verdicts(verdicts, name, dataset, run_id)
+    reasons = verdicts.filter(~pl.col("keep"))["reason"].value_counts(sort=True).rows()
+    told = ", ".join(f"{n} {r}" for r, n in reasons)
+    return f"{int(verdicts['keep'].sum()):,} of {len(verdicts):,} {step.target} kept" + (f" ({told})" if told else "")
+
+
+def train(
+    store: Store, step: "Trainer", name: str, on: str, out: Path, run_id: str = "", say: Say = lambda line: None
+) -> str:
+    """Train on a dataset's view or a query's result; returns the checkpoint's folder. Metrics are stored."""
+    import datasets
+
+    sql, params = query(on, step.view)
+    rows = out.parent / f"{out.name}.parquet"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    count = store.snapshot(sql, rows, params)
+    if not count:
+        raise DataError(f"train {name}: no rows in {on!r}; look at `SELECT * FROM yield` and `FROM drops`")
+    datasets.disable_progress_bars()
+    data = datasets.Dataset.from_parquet(str(rows), cache_dir=str(out.parent / "cache"))
+    append(store, _told(step.train(data, out), say), name, run_id)
+    return str(out)
+
+
+def _told(metrics: Iterator[Metric], say: Say) -> Iterator[Metric]:
+    """Pass metrics on, and tell the losses on the way."""
+    for metric in metrics:
+        if metric.name in {"loss", "eval_loss"}:
+            say(f"    step {metric.step}: {metric.name} {metric.value:.4f}")
+        yield metric
+
+
+def file_query(path: Path) -> str:
+    """A query that reads a data file of the user's own."""
+    reader = {".jsonl": "read_json", ".json": "read_json", ".csv": "read_csv", ".parquet": "read_parquet"}
+    if path.suffix not in reader:
+        raise DataError(f"{path}: cannot train from {path.suffix or 'this'}; use {', '.join(reader)}")
+    quoted = str(path).replace("'", "''")
+    return f"SELECT * FROM {reader[path.suffix]}('{quoted}')"
+
+
+def export(store: Store, what: str, kind: str, fmt: str, to: Path) -> str:
+    """Write a dataset or a query's result for a consumer; returns what was written, in words."""
+    from factory.formats import Card
+    from factory.formats import export as write
+
+    views = {"prompts": "kept_prompts", "sft": "sft", "pairs": "pairs"}
+    sql, params = query(what, views[kind])
+    facts = f"SELECT list(DISTINCT language), count(*) FROM ({sql})"
+    languages, count = store.rows(facts, params)[0]
+    if not count:
+        raise DataError(f"export: no {kind} rows in {what!r}; look at `SELECT * FROM yield` and `FROM drops`")
+    known = tuple(sorted(filter(None, languages)))
+    card = Card(name=to.name, query=sql, store=store.path.name, rows=count, languages=known)
+    written = write(store.pages(sql, params), kind, fmt, to, card)  # type: ignore[arg-type]
+    return f"{written:,} rows in {to}"
+
+
+def query(on: str, view: str) -> tuple[str, list[str]]:
+    """A dataset's name becomes all rows of a view for it; a query stays as it is."""
+    if " " in on.strip():
+        return on, []
+    return f"SELECT * EXCLUDE (dataset) FROM {view} WHERE dataset = ?", [on]
+
+
+def file_hash(path: Path) -> str:
+    """A hash of a file's bytes, or "" where there is none (the import will say so)."""
+    if not path.is_file():
+        return ""
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""The factory's main flow: one stage of the spec after the other, from seeds to a trained and measured model.
+
+Only this file moves data between the store and the steps. A stage whose options and input have not changed since it
+was last done is skipped; a stage that was cut off is done again, and the journal answers what was asked before.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from factory import audit, flow
+from factory.engines.checkpoints import fingerprint, resolve
+from factory.engines.pool import Engines
+from factory.errors import FactoryError
+from factory.records import content_id
+from factory.spec import (
+    AuditStage,
+    EvaluateStage,
+    ExportStage,
+    FilterStage,
+    GenerateStage,
+    ImportStage,
+    Spec,
+    Stage,
+    TrainStage,
+    datasets_missing,
+    datasets_read,
+    load_stage_step,
+    stage_name,
+    stage_title,
+)
+from factory.store import Store
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """One pass over a spec. `states` maps each dataset to the key of the last stage that touched it."""
+
+    spec: Spec
+    store: Store
+    say: Say
+    id: str
+    states: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.engines = Engines(self.spec.engines, self.spec.budget, self.store, self.id, self.resolve)
+
+    def resolve(self, name: str) -> str:
+        """A checkpoint: "@sft" is what stage sft made, a path starts at the spec's folder, other names stay."""
+        if name.startswith("@"):
+            return self.outputs.get(name[1:], name)
+        beside = self.spec.folder / name
+        return str(beside) if beside.is_dir() else name
+
+
+def run(spec: Spec, store: Store, say: Say) -> str:
+    """Do all stages that are not done yet; returns the run's id. Raises FactoryError, after which a run can go on."""
+    work = Run(spec, store, say, run_id())
+    datasets_missing(spec, stored_datasets(store))
+    log_event(work, "started")
+    try:
+        for stage in spec.stages:
+            key = _key(stage, work)
+            if output := store.finished(key):
+                say(f"  {stage_title(stage)}: done before, skipped")
+            else:
+                started = time.monotonic()
+                output = _do(stage, work, key)
+                store.finish(key, stage_name(stage), _touched(stage), output, work.id)
+                say(f"  {stage_title(stage)}: {output} ({time.monotonic() - started:.1f} s)")
+            work.states[_touched(stage)] = key
+            work.outputs[stage_name(stage)] = output
+    except FactoryError as error:
+        log_event(work, "failed", str(error))
+        raise
+    finally:
+        work.engines.close()
+    log_event(work, "finished")
+    return work.id
+
+
+def _do(stage: Stage, work: Run, key: str) -> str:
+    """Do one stage; returns what it made, in words or (for training) as the checkpoint's folder."""
+    match stage:
+        case ImportStage():
+            path = work.spec.folder / stage.path
+            return flow.import_file(work.store, path, stage.into, stage.shape, stage.language, work.id)
+        case GenerateStage():
+            step = load_stage_step(stage, work.spec)
+            rng = Random(f"{work.spec.seed} {stage.generate} {stage.into}")
+            prompts = flow.prompts(work.store, stage.source, _filters_before(stage, stage.source, work.spec))
+            return flow.append(work.store, step.generate(prompts, work.engines, rng), stage.into, work.id)
+        case FilterStage():
+            step = load_stage_step(stage, work.spec)
+            before = _filters_before(stage, stage.on, work.spec)
+            return flow.screen(work.store, step, stage_name(stage), stage.on, before, work.id)
+        case AuditStage():
+            return audit.run_audits(work.store, stage.audit, work.spec.folder, stage.options)
+        case TrainStage():
+            work.engines.close()  # the trainer needs the memory
+            step = load_stage_step(stage.model_copy(update={"options": _resolved(stage, work)}), work.spec)
+            out = checkpoints_folder(work.store) / f"{stage_name(stage)}-{key[:8]}"
+            return flow.train(work.store, step, stage_name(stage), stage.on, out, work.id, work.say)
+        case EvaluateStage():
+            step = load_stage_step(stage, work.spec)
+            return flow.append(work.store, step.evaluate(work.engines), stage_name(stage), work.id)
+        case ExportStage():
+            to = work.spec.folder / stage.to
+            return flow.export(work.store, stage.export, stage.kind, stage.format, to)
+    raise AssertionError(stage)
+
+
+def _key(stage: Stage, work: Run) -> str:
+    """What a stage's result depends on: its options, its engines' weights, and the stages that made its input."""
+    spec, options = work.spec, getattr(stage, "options", {})
+    engines = [(n, e.use, sorted(e.options.items())) for n, e in spec.engines.items() if _mentions(options, n)]
+    models = [str(e.options.get("model", "")) for n, e in spec.engines.items() if _mentions(options, n)]
+    models += [str(options.get("base", ""))]
+    weights = [fingerprint(work.resolve(m)) for m in models if m]
+    named = datasets_read(stage)
+    inputs = [(n, work.states.get(n, ""), work.store.imported(n)) for n in named]
+    if not named and not isinstance(stage, ImportStage | EvaluateStage):
+        inputs = [(n, s, "") for n, s in sorted(work.states.items())]
+    file = flow.file_hash(spec.folder / stage.path) if isinstance(stage, ImportStage) else ""
+    return content_id(spec.seed, stage.model_dump_json(), engines, weights, inputs, file)
+
+
+def _mentions(options: object, name: str) -> bool:
+    if isinstance(options, dict):
+        return any(_mentions(v, name) for v in options.values())
+    if isinstance(options, list | tuple):
+        return any(_mentions(v, name) for v in options)
+    return options == name
+
+
+def _touched(stage: Stage) -> str:
+    """The dataset whose content a stage changes; for the others, a name of the stage's own."""
+    if isinstance(stage, ImportStage | GenerateStage):
+        return stage.into
+    return stage.on if isinstance(stage, FilterStage) else f"({stage_title(stage)})"
+
+
+def _filters_before(stage: Stage, dataset: str, spec: Spec) -> list[str]:
+    """The filters of a dataset that stand before a stage: only their verdicts decide what the stage is given."""
+    earlier = islice(spec.stages, next(i for i, s in enumerate(spec.stages) if s is stage))
+    return [stage_name(s) for s in earlier if isinstance(s, FilterStage) and s.on == dataset]
+
+
+def _resolved(stage: TrainStage, work: Run) -> dict[str, object]:
+    base = stage.options.get("base")
+    return stage.options | ({"base": resolve(work.resolve(str(base)))} if base else {})
+
+
+def run_id() -> str:
+    """A new run's id: the time, for people, and some chance, for processes that start together."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{Random().getrandbits(24):06x}"
+
+
+def checkpoints_folder(store: Store) -> Path:
+    """Where a store's checkpoints go: beside it."""
+    return store.path.parent / f"{store.path.name}.files"
+
+
+def stored_datasets(store: Store) -> list[str]:
+    """The datasets that a store holds, if there is one."""
+    if not store.path.exists():
+        return []
+    return [d for (d,) in store.rows("SELECT DISTINCT dataset FROM prompts")]
+
+
+def log_event(work: Run, event: str, detail: str = "") -> None:
+    """Append to the run's history."""
+    import json
+
+    names = ("alignment-factory", "torch", "transformers", "duckdb", "datasets")
+    row = {
+        "run_id": work.id,
+        "event": event,
+        "spec": work.spec.name,
+        "spec_hash": content_id(work.spec.model_dump_json(exclude={"folder"})),
+        "versions": json.dumps({n: version(n) for n in names}),
+        "detail": detail,
+    }
+    work.store.append_rows("run_events", [row])
+
+
+def stages_of(spec: Spec) -> Iterator[str]:
+    """The titles of a spec's stages."""
+    return (stage_title(s) for s in spec.stages)
