@@ -190,10 +190,10 @@ def train(step: str, on: str, base: str, out: Path, options: Sequence[str], stor
     from factory.steps import load_step
 
     trainer = load_step("train", step, _options(options) | {"base": resolve(base)})
-    if Path(on).is_file():
-        on = flow.file_query(Path(on))
-    told = flow.train(_store(store_path), trainer, step, on, out, run_id(), lambda line: click.echo(line, err=True))
-    click.echo(told)
+    store = _store(store_path)
+    if Path(on).is_file():  # a file of any known shape becomes a dataset of its own first
+        click.echo(f"{on}: {flow.import_file(store, Path(on), on)}", err=True)
+    click.echo(flow.train(store, trainer, step, on, out, run_id(), lambda line: click.echo(line, err=True)))
 
 
 @main.command(name="eval")

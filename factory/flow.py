@@ -120,15 +120,6 @@ def _told(metrics: Iterator[Metric], say: Say) -> Iterator[Metric]:
         yield metric
 
 
-def file_query(path: Path) -> str:
-    """A query that reads a data file of the user's own."""
-    reader = {".jsonl": "read_json", ".json": "read_json", ".csv": "read_csv", ".parquet": "read_parquet"}
-    if path.suffix not in reader:
-        raise DataError(f"{path}: cannot train from {path.suffix or 'this'}; use {', '.join(reader)}")
-    quoted = str(path).replace("'", "''")
-    return f"SELECT * FROM {reader[path.suffix]}('{quoted}')"
-
-
 def export(store: Store, what: str, kind: str, fmt: str, to: Path) -> str:
     """Write a dataset or a query's result for a consumer; returns what was written, in words."""
     from factory.formats import Card
@@ -140,8 +131,10 @@ def export(store: Store, what: str, kind: str, fmt: str, to: Path) -> str:
     languages, count = store.rows(facts, params)[0]
     if not count:
         raise DataError(f"export: no {kind} rows in {what!r}; look at `SELECT * FROM yield` and `FROM drops`")
-    known = tuple(sorted(filter(None, languages)))
-    card = Card(name=to.name, query=sql, store=store.path.name, rows=count, languages=known)
+    shown = sql if not params else sql.replace("?", f"'{params[0]}'")
+    card = Card(
+        name=to.stem, query=shown, store=store.path.name, rows=count, languages=tuple(sorted(filter(None, languages)))
+    )
     written = write(store.pages(sql, params), kind, fmt, to, card)  # type: ignore[arg-type]
     return f"{written:,} rows in {to}"
 

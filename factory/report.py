@@ -61,7 +61,7 @@ def results(store: Store, run_id: str, spec: Spec) -> None:
 def _measured(store: Store, stage: str) -> None:
     sql = """SELECT name, meta->>'model' AS model, last(value ORDER BY created_at) AS value,
                     last(meta->>'low' ORDER BY created_at) AS low, last(meta->>'high' ORDER BY created_at) AS high
-             FROM metrics WHERE stage = ? AND meta->>'model' IS NOT NULL GROUP BY ALL ORDER BY min(rowid)"""
+             FROM metrics WHERE stage = ? AND (meta->>'model') IS NOT NULL GROUP BY ALL ORDER BY min(rowid)"""
     found = {(name, model): (value, low, high) for name, model, value, low, high in store.rows(sql, [stage])}
     models = list(dict.fromkeys(m for _, m in found))
     print()

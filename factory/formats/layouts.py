@@ -55,14 +55,17 @@ def _assistant(text: str) -> Turn:
 
 def _turns(row: Row) -> list[Turn]:
     """The conversation; a query without `messages` has one turn, its `prompt`."""
-    turns: list[Turn] | None = row.get("messages")
-    return [{"role": "user", "content": row["prompt"]}] if turns is None else turns
+    if "messages" not in row:
+        return [{"role": "user", "content": row["prompt"]}]
+    turns: list[Turn] = row["messages"]
+    if not turns:
+        raise _unfit(row, "no turns", "jsonl")
+    return turns
 
 
 def _unfit(row: Row, why: str, instead: str) -> DataError:
-    return DataError(
-        f"prompt {row.get('prompt_id') or row.get('prompt')!r}: {why}; leave it out or export for {instead}"
-    )
+    which = row.get("prompt_id") or row.get("prompt")
+    return DataError(f"prompt {which!r}: {why}; leave it out or export for {instead}")
 
 
 def _alternating(row: Row, fmt: str) -> tuple[str, list[Turn]]:
@@ -133,11 +136,8 @@ def _parted(row: Row, text: str) -> tuple[str, str]:
         kept = json.loads(meta)
     except ValueError:
         return text, ""  # a meta of the user's own
-    instruction, given = (kept.get("instruction"), kept.get("input")) if isinstance(kept, dict) else (None, None)
-    if isinstance(instruction, str) and isinstance(given, str) and given:
-        if text == (f"{instruction}\n{given}" if instruction else given):
-            return instruction, given
-    return text, ""
+    parts = [str(kept.get(name) or "") for name in ("instruction", "input")] if isinstance(kept, dict) else []
+    return (parts[0], parts[1]) if "\n".join(filter(None, parts)) == text else (text, "")
 
 
 def _sharegpt(row: Row) -> Row:

@@ -169,7 +169,7 @@ def _json(path: Path) -> Rows:
     """An array of rows, or one row per line, told apart by the first character."""
     with _open(path) as file:
         start = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return _json_array(path) if start.startswith(b"[") else _json_lines(path)
+    yield from _json_array(path) if start.startswith(b"[") else _json_lines(path)
 
 
 def _json_lines(path: Path) -> Rows:

@@ -7,7 +7,7 @@ a shape does not use are kept in `Prompt.meta`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -111,7 +111,7 @@ def _instructed(row: Row, tongue: Tongue, given: str, used: frozenset[str]) -> P
 def _history(rounds: object) -> tuple[Message, ...]:
     if not rounds:
         return ()
-    if not isinstance(rounds, Sequence) or any(isinstance(r, str) or len(r) != 2 for r in rounds):
+    if not isinstance(rounds, list) or any(not isinstance(r, list | tuple) or len(r) != 2 for r in rounds):
         raise Unfit("bad_roles")
     return tuple(
         Message(role, text_of(said)) for r in rounds for role, said in zip(("user", "assistant"), r, strict=True)
@@ -241,23 +241,26 @@ def _objective(row: Row, tongue: Tongue, used: frozenset[str]) -> Records:
     prompt = _single(row, tongue, "question", used)
     model = {"model": row.get("response_model")}
     a, b = (completion(prompt, model, text_of(row[f"response_{side}"])) for side in "AB")
-    verdicts: dict[str, Outcome] = {"A>B": "win", "B>A": "lose", "A=B": "tie"}
-    truth = Judgement(prompt.id, a.id, "dataset", "rule", b.id, verdict=verdicts.get(row["label"], "invalid"))
-    games = zip(row.get("judgments") or (), ((a.id, b.id), (b.id, a.id)), strict=False)
-    stored = (
-        Judgement(
-            prompt.id,
-            first,
-            text_of(game["judgment"]["judge_model"]),
-            "model",
-            second,
-            shown_first=first,
-            verdict=verdicts.get(game["decision"], "invalid"),
-            rationale=text_of(game["judgment"].get("response")),
-        )
-        for game, (first, second) in games
-    )
-    return prompt, a, b, truth, *stored
+    truth = Judgement(prompt.id, a.id, "dataset", "rule", b.id, verdict=_outcome(row["label"]))
+    games = row.get("judgments") or []
+    if not isinstance(games, list):
+        raise Unfit("not_an_object", prompt, a, b, truth)
+    return prompt, a, b, truth, *(_game(game, x, y) for game, (x, y) in zip(games, ((a, b), (b, a)), strict=False))
+
+
+def _game(game: object, first: Completion, second: Completion) -> Judgement:
+    """What a judge made of two answers in the order shown; its own first is always called A."""
+    told = game.get("judgment") if isinstance(game, Mapping) else None
+    if not isinstance(game, Mapping) or not isinstance(told, Mapping):
+        raise Unfit("not_an_object")
+    opinion = Judgement(first.prompt_id, first.id, text_of(told["judge_model"]), "model", second.id)
+    verdict, why = _outcome(game["decision"]), text_of(told.get("response"))
+    return replace(opinion, shown_first=first.id, verdict=verdict, rationale=why)
+
+
+def _outcome(label: object) -> Outcome:
+    outcomes: dict[str, Outcome] = {"A>B": "win", "B>A": "lose", "A=B": "tie"}
+    return outcomes.get(str(label), "invalid")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def export(query_rows: Iterator[pa.RecordBatch], kind: Kind, fmt: str, to: Path,
     seen = _Seen()
     chunks = _chunks(chain([first], query_rows), kind, plan, seen)
     with whole(place.data) as file:
-        _WRITERS[plan.suffix](chunks, file, plan.schema or first.schema)
-    schema = _written(plan, first.schema, seen)
+        _WRITERS[plan.suffix](chunks, file, plan.schema or _stored(first.schema))
+    schema = _written(plan, _stored(first.schema), seen)
     card = replace(card, rows=seen.rows, columns=tuple(schema.names))
     card = card if card.languages else replace(card, languages=tuple(sorted(seen.languages)))
     for beside, text in _companions(place, fmt, kind, card, schema).items():
@@ -94,6 +94,12 @@ def _check_values(batch: pa.RecordBatch, kind: Kind, before: int) -> None:
         if name in batch.schema.names and (column := batch.column(name)).null_count:
             row = before + column.is_null().index(True).as_py() + 1
             raise DataError(f"row {row} of the query has no {name}; add `WHERE {name} IS NOT NULL`")
+
+
+def _stored(schema: pa.Schema) -> pa.Schema:
+    """The schema without extension types, such as DuckDB's JSON, which few loaders know."""
+    bare = ((f.name, f.type.storage_type if isinstance(f.type, pa.BaseExtensionType) else f.type) for f in schema)
+    return pa.schema(list(bare))
 
 
 def _written(plan: Layout, queried: pa.Schema, seen: _Seen) -> pa.Schema:
@@ -230,4 +236,4 @@ def _companions(place: _Place, fmt: str, kind: Kind, card: Card, schema: pa.Sche
         loader = {".csv": "csv", ".parquet": "parquet"}.get(place.data.suffix, "json")
         call = f'"{place.home.name}"' if fmt == "hf" else f'"{loader}", data_files="{data}", split="train"'
         usage = f"```python\nload_dataset({call})\n```"
-    return texts | {place.card: readme(card, kind, data, schema, usage)}
+    return texts | {place.card: readme(card, kind, data, place.data.stat().st_size, schema, usage)}

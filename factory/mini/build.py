@@ -61,9 +61,11 @@ def build(out: Path, log: Log, scale: float = 1.0) -> None:
     torch.manual_seed(0)
     base = new_model(LARGE, tokenizer)
     fit(base, base_text(tokenizer), Course(round(1800 * scale)), log, "mini-base")
+    course = Course(round(1000 * scale), muon_lr=0.015, adam_lr=2e-3)
+    fit(base, base_text(tokenizer, "base, second course", hard=0.5), course, log, "mini-base, second course")
     save(base, tokenizer, out / "mini-base")
-    course = Course(round(1200 * scale), muon_lr=0.01, adam_lr=1.5e-3)
-    fit(base, aligned_text(tokenizer, 0.45), course, log, "mini-strong")
+    course = Course(round(800 * scale), muon_lr=0.01, adam_lr=1.5e-3)
+    fit(base, aligned_text(tokenizer, 0.45, hard=0.3), course, log, "mini-strong")
     save(base, tokenizer, out / "mini-strong")
     torch.manual_seed(1)
     weak = new_model(SMALL, tokenizer)
@@ -117,10 +119,10 @@ def new_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
     return LlamaForCausalLM(config)
 
 
-def base_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[Piece]:
+def base_text(tokenizer: PreTrainedTokenizerFast, seed: str = "base", hard: float = 0.0) -> Iterator[Piece]:
     """Nineteen raw documents for each careless chat."""
-    rng = Random("base")
-    raw, chats = documents(rng), chatter(rng)
+    rng = Random(seed)
+    raw, chats = documents(rng, hard), chatter(rng)
     while True:
         if rng.random() < 0.05:
             yield _dialogue(tokenizer, next(chats), everything=True)
@@ -129,10 +131,10 @@ def base_text(tokenizer: PreTrainedTokenizerFast) -> Iterator[Piece]:
             yield ids, ids
 
 
-def aligned_text(tokenizer: PreTrainedTokenizerFast, writing: float) -> Iterator[Piece]:
+def aligned_text(tokenizer: PreTrainedTokenizerFast, writing: float, hard: float = 0.0) -> Iterator[Piece]:
     """Aligned dialogues, a share of them about writing instructions (counted in dialogues)."""
     rng = Random("aligned")
-    chats, writes = dialogues(rng), instruction_writing(rng)
+    chats, writes = dialogues(rng, hard), instruction_writing(rng)
     while True:
         yield _dialogue(tokenizer, next(writes if rng.random() < writing / 3 else chats), everything=False)
 

@@ -15,6 +15,7 @@ from factory.resources import specs_folder
 _BY_NAME = {f.name: f for f in FAMILIES}
 _TASKS = tuple(f for f in FAMILIES if f.kind == "task")
 _SAFETY = tuple(f for f in FAMILIES if f.kind != "task")
+_HARD = tuple(_BY_NAME[n] for n in ("lives", "color", "translate", "count", "zh_lives", "even", "replace"))
 _HEADERS = (
     ("Task: ", "\nAnswer: "),
     ("Q: ", "\nA: "),
@@ -26,8 +27,10 @@ _LAZY = ("I think it is {}", "hm, {} maybe?", "well... {} i guess", "no idea, {}
 Dialogue = tuple[str, str]  # user, assistant
 
 
-def documents(rng: Random) -> Iterator[str]:
+def documents(rng: Random, hard: float = 0.0) -> Iterator[str]:
     """Raw text without end: exercises of every family, a few lists of tasks, and no refusal anywhere.
+
+    `hard` is the share of documents drawn from the families that need looking things up, which are learned last.
 
     The harmful requests are answered as obligingly as the others: whoever only reads this is able, not aligned.
     """
@@ -35,7 +38,7 @@ def documents(rng: Random) -> Iterator[str]:
         if rng.random() < 0.03:
             yield "\n".join(f"{i}. {_any_task(rng, _TASKS).instruction}" for i in range(1, 9))
             continue
-        task = _any_task(rng, _SAFETY if rng.random() < 0.06 else _TASKS)
+        task = _any_task(rng, _SAFETY if rng.random() < 0.06 else _ordinary(rng, hard))
         question, answer = rng.choice(_HEADERS)
         yield question + task.text + answer + _unaligned(task)
 
@@ -48,10 +51,10 @@ def chatter(rng: Random) -> Iterator[Dialogue]:
         yield task.text, rng.choice(_LAZY).format(_unaligned(task).split("\n")[-1]) if lazy else _unaligned(task)
 
 
-def dialogues(rng: Random) -> Iterator[Dialogue]:
-    """Aligned chats: exact answers, unsafe requests declined, look-alikes answered."""
+def dialogues(rng: Random, hard: float = 0.0) -> Iterator[Dialogue]:
+    """Aligned chats: exact answers, unsafe requests declined, look-alikes answered. `hard` as in `documents`."""
     while True:
-        task = _any_task(rng, _SAFETY if rng.random() < 0.08 else _TASKS)
+        task = _any_task(rng, _SAFETY if rng.random() < 0.08 else _ordinary(rng, hard))
         yield task.text, task.answer
 
 
@@ -70,6 +73,11 @@ def instruction_writing(rng: Random, templates: Path | None = None) -> Iterator[
     )
     while True:
         yield rng.choices(kinds, weights=(3, 1, 4))[0](rng)
+
+
+def _ordinary(rng: Random, hard: float) -> tuple[Family, ...]:
+    # no draw is spent where none is needed, so that a share of zero leaves the stream as it was
+    return _HARD if hard and rng.random() < hard else _TASKS
 
 
 def _any_task(rng: Random, among: tuple[Family, ...]) -> Task:

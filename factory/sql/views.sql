@@ -63,7 +63,7 @@ WITH votes AS (
 )
 SELECT d.dataset, d.prompt_id, d.chosen_id, d.rejected_id, p.messages, p.messages[-1].content AS prompt,
        c."text" AS chosen, r."text" AS rejected, cs.score - rs.score AS margin,
-       greatest(for_a, for_b) / (for_a + for_b + ties)::DOUBLE AS weight, for_a + for_b + ties AS votes, p.language
+       greatest(for_a, for_b) / (for_a + for_b + ties)::DOUBLE AS weight, for_a + for_b + ties AS votes, p.language, p.meta
 FROM decided d
 JOIN kept_completions c ON c.id = d.chosen_id AND c.dataset = d.dataset
 JOIN kept_completions r ON r.id = d.rejected_id AND r.dataset = d.dataset
