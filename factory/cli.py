@@ -294,3 +294,7 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             found[name] = value
     return found
+
+
+if __name__ == "__main__":
+    main()

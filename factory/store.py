@@ -60,6 +60,10 @@ class Store:
         self.patience = patience
         self._mine = RLock()
 
+    def prepare(self) -> None:
+        """Make the file, or bring it up to this version. Raises StoreError for one of a newer version."""
+        _ = self._schemas
+
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(self, records: Iterable[Record], dataset: str, run_id: str = "") -> int:
@@ -82,13 +86,14 @@ class Store:
             con.execute(f"INSERT INTO {table} SELECT * FROM batch")
 
     def append_verdicts(self, frame: "pl.DataFrame", filter: str, dataset: str, run_id: str = "") -> None:
-        """Append a filter's verdicts, a frame with id, keep, reason, score, threshold and evidence_id, at once."""
+        """Append at once what is new in a filter's verdicts: id, keep, reason, score, threshold, evidence_id."""
         sql = """
             INSERT INTO verdicts BY NAME
-            SELECT md5(concat_ws('|', v.id, $filter, keep, reason, score, threshold, evidence_id)) AS id,
-                   $dataset AS dataset, v.id AS record_id, $filter AS filter, keep, reason, score, threshold,
-                   evidence_id, '' AS "text", $run AS run_id, $now AS created_at
-            FROM batch v"""
+            FROM (SELECT md5(concat_ws('|', v.id, $filter, keep, reason, score, threshold, evidence_id)) AS id,
+                         $dataset AS dataset, v.id AS record_id, $filter AS filter, keep, reason, score, threshold,
+                         evidence_id, '' AS "text", $run AS run_id, $now AS created_at FROM batch v) news
+            ANTI JOIN (SELECT last(id ORDER BY created_at, rowid) AS id FROM verdicts
+                       WHERE dataset = $dataset AND filter = $filter GROUP BY record_id) known USING (id)"""
         with self.writing() as con:
             con.register("batch", frame.to_arrow())
             con.execute(sql, {"filter": filter, "dataset": dataset, "run": run_id, "now": _now()})
@@ -143,7 +148,7 @@ class Store:
         """A read-only connection for one query. Errors in the query are DataErrors."""
         if not self.path.exists():
             raise StoreError(f"no store at {self.path}: make one with `factory run SPEC` or name it with --store PATH")
-        _ = self._schemas  # refuses a store of a newer version before a query fails on it
+        self.prepare()  # refuses a store of a newer version before a query fails on it
         with self._mine, self._connect(read_only=True) as con:
             try:
                 yield con
@@ -153,7 +158,7 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection inside one transaction, committed at the end, rolled back on any error."""
-        _ = self._schemas
+        self.prepare()
         with self._transaction() as con:
             yield con
 

@@ -5,8 +5,12 @@ Patterns named WANTS_... and ABOUT_... are looked for in the prompt and excuse w
 
 # -- empty and unfinished ----------------------------------------------------------------------------------------------
 BLANK = r"^[\s\p{Cc}\p{Cf}]*$|(?i)^\s*(?:[<\[(]\s*no[ _-]?(?:output|input)\s*[>\])]|no(?:out|in)put)\.?\s*$"
-LIST_ITEM = r"^\s*(?:[-*•#|>]|\d+[.)、]|```)"
-MID_SENTENCE = r"[\p{L}\p{N},，、;；:：(（=+&]$"
+# A last line that needs no full stop: an item, hashtags, a name behind a dash, an answer behind a colon.
+FREE_END = (
+    r"^\s*(?:[-*•#|>]|\d+[.)、]|```)|#\S+$|(?:^|[\s\"”’」])[-–—~]\s?(?:\S{1,20}\s?){1,3}$|[:：]\s*\S{1,20}$"
+    r"|\d+\. \S+ \d+\. "
+)
+MID_SENTENCE = r"[\p{L},，、;；:：(（=+&]$"
 LONG_LINE = r"(?:\S+\s+){11}\S|[\p{Han}\p{Hiragana}\p{Katakana}][^\n]{24}"
 SENTENCE = r"[.!?]\s|[。！？]"
 CODE = (
@@ -28,11 +32,14 @@ UNABLE = (
 # A refusal for a reason like these is the wanted answer to an unsafe prompt, however it speaks of itself.
 HARM = (
     r"(?i)harm|illegal|unlawful|against the law|ethic|(?:in|not )appropriate|danger|violen|discriminat|suicid"
-    r"|crim(?:e|inal)|abus|weapon|explosive|违法|犯法|有害|伤害|危害|危险|道德|歧视|暴力|自杀|犯罪|不当"
+    r"|crim(?:e|inal)|abus|weapon|explosive|privacy|personal (?:data|information|records)|违法|犯法|有害|伤害|危害"
+    r"|危险|道德|歧视|暴力|自杀|犯罪|不当|隐私|个人信息"
 )
+# Who asks about the model gets an answer about the model.
 ABOUT_AI = (
-    r"(?i)\bAIs?\b|artificial intelligence|chat-?\s?(?:bot|gpt)|language model|\bGPT|assistant|robot|are you"
-    r"|who you are|人工智能|语言模型|机器人|助手|你是谁|你是什么|您是"
+    r"(?i)\bAIs?\b|artificial intelligence|chat-?\s?(?:bot|gpt)|language model|\bGPT|assistant|robot|who you are"
+    r"|\b(?:do|are|were|did|have) you\b|人工智能|语言模型|机器人|助手|你是谁|您是"
+    r"|[你您](?:有|是|会|做|看|感|喜欢|的)[^，。\n]{0,20}(?:吗|什么|谁)"
 )
 REFUSAL = (
     r"(?i)^\W*(?:i['’]m |i am |i )?(?:so |very |really |deeply )?(?:sorry|apologi[sz]e|regret)\b[^\n]{0,60}?"

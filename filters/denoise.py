@@ -120,7 +120,8 @@ class Denoise:
 def repetition(text: str) -> float:
     """The share of the 6-word runs of a text that occurred in it before, or of its characters that are in a loop."""
     grams = ngrams(words(text), GRAM)
-    looped = sum(len(loop.group()) for loop in _LOOP.finditer(text)) / (len(text) or 1)
+    loops = [found for found in _LOOP.finditer(text) if any(c.isalnum() or c in "!?！？" for c in found[1])]
+    looped = sum(len(found[0]) for found in loops) / (len(text) or 1)  # ruled lines and blanks are layout
     if len(grams) + GRAM - 1 < LEAST_WORDS:
         return looped
     return max(looped, 1 - len(set(grams)) / len(grams))
@@ -193,7 +194,7 @@ def _truncated(mid_sentence: bool) -> pl.Expr:
         return cut
     ended = TEXT.str.strip_chars()
     line = ended.str.extract(r"([^\n]*)$")
-    prose = line.str.contains(say.LONG_LINE) & ~line.str.contains(say.LIST_ITEM) & ~TEXT.str.contains(say.CODE)
+    prose = line.str.contains(say.LONG_LINE) & ~line.str.contains(say.FREE_END) & ~TEXT.str.contains(say.CODE)
     return cut | (prose & TEXT.str.contains(say.SENTENCE) & line.str.contains(say.MID_SENTENCE))
 
 

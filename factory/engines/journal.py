@@ -31,6 +31,7 @@ class Journal:
         self.engine = engine
         self.store = store
         self.run_id = run_id
+        store.prepare()
 
     @property
     def model(self) -> str:
@@ -41,14 +42,17 @@ class Journal:
         ready: deque[Reply] = deque()  # found in the store, to be handed on at the next chance
         fresh: list[Reply] = []
         committed = time.monotonic()
-        for reply in self.engine.generate(self._unanswered(requests, ready)):
-            fresh.append(replace(reply, key=self._key(reply.request)))
-            if len(fresh) >= COMMIT_ROWS or time.monotonic() - committed > COMMIT_SECONDS:
-                yield from self._committed(fresh)
-                fresh, committed = [], time.monotonic()
-            while ready:
-                yield ready.popleft()
-        yield from self._committed(fresh)
+        try:
+            for reply in self.engine.generate(self._unanswered(requests, ready)):
+                fresh.append(replace(reply, key=self._key(reply.request)))
+                if len(fresh) >= COMMIT_ROWS or time.monotonic() - committed > COMMIT_SECONDS:
+                    done, fresh, committed = fresh, [], time.monotonic()
+                    yield from self._committed(done)
+                while ready:
+                    yield ready.popleft()
+        finally:  # also when the engine dies or the caller stops early: what was paid for is kept
+            self._committed(fresh)
+        yield from fresh
         yield from ready
 
     def close(self) -> None:

@@ -211,8 +211,8 @@ class VllmEngine:
     def _died(self, error: Exception) -> EngineError:
         self.close()
         return EngineError(
-            f"vLLM stopped while it answered with {self.model}: {_first_line(error)} Its own message is above. Run "
-            "again, with a smaller max_num_seqs or max_model_len if memory ran out: what was answered is kept"
+            f"vLLM stopped while it answered with {self.model}: {_first_line(error)} Run again, with a "
+            "smaller max_num_seqs or max_model_len if memory ran out: what was answered is kept"
         )
 
     def _start(self) -> None:
@@ -271,7 +271,7 @@ def _watch(llm: Any, sentinels: list[int]) -> None:
     """Wake `step()` when a process is killed (out of memory, say): vLLM sees the death but lets its caller wait."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    replies = getattr(llm.llm_engine.engine_core, "outputs_queue", None)  # absent where no process was started
+    replies: Any = getattr(llm.llm_engine.engine_core, "outputs_queue", None)  # absent where no process was started
 
     def wait_for_death() -> None:
         connection.wait(sentinels)
