@@ -12,4 +12,4 @@ T = TypeVar("T")
 def step(cls: type[T]) -> type[T]:
     """A frozen, keyword-only pydantic dataclass that refuses unknown options and reads field docstrings as help."""
     config = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
-    return dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[call-overload, no-any-return]
+    return dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]

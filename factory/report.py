@@ -206,9 +206,8 @@ def _opinions(store: Store, record_id: str, pad: str) -> None:
     sql = """SELECT judge, judge_kind, verdict, score, rationale, other_id FROM judgements
              WHERE completion_id = ? OR other_id = ?"""
     for judge, kind, verdict, score, rationale, other in store.rows(sql, [record_id, record_id]):
-        print(
-            f"{pad}judged by {judge} ({kind}): {verdict or ''} {'' if score is None else score} {rationale} {other}".rstrip()
-        )
+        said = [str(part) for part in (verdict, score, rationale, other) if part not in (None, "")]
+        print(f"{pad}judged by {judge} ({kind}): {' '.join(said)}")
 
 
 def environment(store: Store) -> None:

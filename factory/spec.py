@@ -154,7 +154,8 @@ def parse_spec(raw: dict[str, Any]) -> Spec:
     return _parsed(raw, Path("command line"), tree, Path())
 
 
-def _parsed(raw: dict[str, Any], path: Path, tree: yaml.Node, folder: Path) -> Spec:
+def _parsed(raw: dict[str, Any], path: Path, tree: yaml.Node | None, folder: Path) -> Spec:
+    assert tree is not None, "a mapping was parsed, so there is a document"
     stages = tuple(_stage(stage, path, tree, i) for i, stage in enumerate(raw["stages"]))
     spec: Spec = _checked(Spec, raw | {"stages": stages, "folder": folder}, path, tree, ())
     _check_names(spec, path, tree)
@@ -204,14 +205,16 @@ def _stage(raw: Any, path: Path, tree: yaml.Node, place: int) -> BaseModel:
         hint = nearest(str(next(iter(raw), "")), list(_STAGES)) if isinstance(raw, dict) else ""
         line = _line(tree, ("stages", place))
         raise SpecError(f"{path} line {line}: a stage names one of {', '.join(_STAGES)}; found {found}. {hint}")
-    return _checked(_STAGES[kinds[0]], raw, path, tree, ("stages", place))
+    checked: BaseModel = _checked(_STAGES[kinds[0]], raw, path, tree, ("stages", place))
+    return checked
 
 
 def _checked(model: type[BaseModel], raw: Any, path: Path, tree: yaml.Node, at: tuple[str | int, ...]) -> Any:
     try:
         return TypeAdapter(model).validate_python(raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        # a misspelt key also leaves the right one missing: the misspelling is the news
+        first = min(error.errors(), key=lambda e: not e["type"].startswith(("extra", "unexpected")))
         loc = tuple(x for x in first["loc"] if not str(x).startswith("function"))
         known = [f.alias or n for n, f in model.model_fields.items() if n != "folder"]
         if first["type"].startswith(("extra", "unexpected")):

@@ -295,7 +295,7 @@ def _told(error: duckdb.Error, path: Path) -> StoreError | DataError:
     text = str(error).strip()
     if "lock" in text:
         return StoreError(f"{path} is held by another process for too long: close the program that keeps it open")
-    if "No space left" in text or ("not enough" in text and "space" in text):
+    if any(sign in text for sign in ("No space left", "Could not write", "File too large", "Out of disk")):
         free = shutil.disk_usage(path.parent).free // 2**20
         return StoreError(f"no room on disk for {path} ({free} MB free): free some and run again; nothing is lost")
     if "newer version of DuckDB" in text or "serialization version" in text:

@@ -22,12 +22,13 @@ CODE = (
 _AI = r"(?:large |text-based )?(?:AI|artificial intelligence|language model|LLM|virtual assistant|chatbot)\b"
 _AI_ZH = r"(?:文本|大型|大)?\s?(?:AI|人工智能|语言模型|聊天机器人|虚拟助手|文本机器人)"
 AS_AN_AI = (
-    rf"(?i)\bas (?:just |only )?an? {_AI}[^.,;!?\n]{{0,60}}?(?:,| i\b| my\b)|作为(?:一个|一名|一款|个|一位)?\s?{_AI_ZH}"
+    rf"(?i)\bas (?:just |only )?an? {_AI}[^.,;!?\n]{{0,60}}?(?:,| i\b| my\b)"
+    rf"|(?:^|[^你您他它])作为(?:一个|一名|一款|个|一位)?\s?{_AI_ZH}"
 )
 I_AM_AN_AI = rf"(?i)\bi(?:['’]| a)m (?:just |only )?an? {_AI}|我(?:只)?是(?:一个|一名|一款|个)?\s?{_AI_ZH}"
 UNABLE = (
-    r"(?i)\b(?:can ?not|can['’]t|unable|not able|not capable|incapable|(?:do not|don['’]t) (?:have|possess|hold)"
-    r"|no access|not (?:possible|designed|programmed))\b|无法|不能|不会|没有|并不|不具备|没办法"
+    r"(?i)\b(?:can ?not|can['’]t|unable|incapable|i (?:do not|don['’]t|am not|lack)|i['’]m not|no access"
+    r"|not (?:able|capable|possible|designed|programmed))\b|无法|不能|不会|没有|并不|不具备|没办法"
 )
 # A refusal for a reason like these is the wanted answer to an unsafe prompt, however it speaks of itself.
 HARM = (
@@ -39,7 +40,7 @@ HARM = (
 ABOUT_AI = (
     r"(?i)\bAIs?\b|artificial intelligence|chat-?\s?(?:bot|gpt)|language model|\bGPT|assistant|robot|who you are"
     r"|\b(?:do|are|were|did|have) you\b|人工智能|语言模型|机器人|助手|你是谁|您是"
-    r"|[你您](?:有|是|会|做|看|感|喜欢|的)[^，。\n]{0,20}(?:吗|什么|谁)"
+    r"|[你您](?:有|是|会|做|看|感|喜欢|的)[^，。\n]{0,20}(?:吗|什么|谁|是否)"
 )
 REFUSAL = (
     r"(?i)^\W*(?:i['’]m |i am |i )?(?:so |very |really |deeply )?(?:sorry|apologi[sz]e|regret)\b[^\n]{0,60}?"
@@ -52,10 +53,11 @@ REFUSAL = (
 # -- leaked templates --------------------------------------------------------------------------------------------------
 LEAKED = (
     r"<\|[a-zA-Z_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>\s*$"
-    r"|(?m)^#{2,} ?(?:Instruction|Response|Input|指令|输入|回答|回复) ?[:：]"
+    r"|(?m)^### ?(?:Instruction|Response|指令|回答|回复) ?[:：]"
     r"|Below is an instruction that describes a task"
 )
 JINJA = r"\{\{-?\s*[a-z_][\w.]*(?:\s*\|[^{}\n]*)?\s*-?\}\}|\{%-?\s*(?:if|for|set|else|elif|endif|endfor|block)\b"
+LATEX_OR_CODE = r"\\[a-zA-Z]+\{|```"
 WANTS_JINJA = r"(?i)template|jinja|html|code|vue|angular|django|flask|ansible|helm|mustache|handlebars|latex|模板|代码"
 TURN = r"(?m)^(?:Human|User|Assistant|人类|用户|助手|助理) ?[:：]"
 WANTS_TURNS = (

@@ -72,7 +72,7 @@ class Denoise:
     """Also call a text truncated that ends in the middle of a sentence, whatever its finish reason says."""
 
     drop_refusals: bool = False
-    """Drop every refusal. By default only "As an AI language model, I ..." goes: declining is often right."""
+    """Drop every refusal. By default only "As an AI language model, I cannot ..." goes: declining is often right."""
 
     echo: Share = 0.2
     """Share of a completion that only repeats the prompt, from 0 to 1, from which on it is an echo."""
@@ -202,13 +202,12 @@ def _refused(target: str, drop_refusals: bool) -> pl.Expr:
     """Boilerplate opens the text. It is excused where the prompt asks about AI, or where it declines to do harm."""
     opening = TEXT.str.head(160)
     unable = opening.str.contains(say.UNABLE)
-    as_an_ai = TEXT.str.head(80).str.contains(say.AS_AN_AI)
-    boilerplate = as_an_ai | (opening.str.contains(say.I_AM_AN_AI) & unable)
+    boilerplate = (TEXT.str.head(80).str.contains(say.AS_AN_AI) | opening.str.contains(say.I_AM_AN_AI)) & unable
     excused = PROMPT.str.contains(say.ABOUT_AI) | TEXT.str.head(500).str.contains(say.HARM)
     if target == "prompts":  # "As an AI language model, what do you think of ..." is a prompt
-        boilerplate, excused = boilerplate & unable, pl.lit(False)
+        excused = pl.lit(False)
     if drop_refusals:
-        return boilerplate & (unable | ~excused) | opening.str.contains(say.REFUSAL)
+        return boilerplate | opening.str.contains(say.REFUSAL)
     return boilerplate & ~excused
 
 
@@ -217,7 +216,9 @@ def _leaked(target: str) -> pl.Expr:
     markers, jinja = TEXT.str.contains(say.LEAKED), TEXT.str.contains(say.JINJA)
     if target == "prompts":
         return markers | (jinja & ~TEXT.str.contains(say.WANTS_JINJA))
-    templates = PROMPT.str.contains(say.WANTS_JINJA) | PROMPT.str.contains(say.JINJA) | TEXT.str.contains("```")
+    templates = (
+        PROMPT.str.contains(say.WANTS_JINJA) | PROMPT.str.contains(say.JINJA) | TEXT.str.contains(say.LATEX_OR_CODE)
+    )
     turns = TEXT.str.contains(say.TURN) & ~PROMPT.str.contains(say.WANTS_TURNS)
     return (markers & ~PROMPT.str.contains(say.LEAKED)) | (jinja & ~templates) | turns
 

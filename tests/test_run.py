@@ -58,7 +58,7 @@ def test_a_changed_stage_is_done_again_and_the_journal_answers_for_the_rest(tmp_
     path.write_text(path.read_text().replace("threshold: 0.8", "threshold: 0.95"))
     said: list[str] = []
     run(load_spec(path), store, said.append)
-    assert [line.split(":")[0].strip() for line in said if "skipped" not in line][0] == "filter minhash"
+    assert next(line for line in said if "skipped" not in line).strip().startswith("filter minhash")
     new = store.rows("SELECT count(*) FROM calls")[0][0] - calls[0][0]
     kept = store.rows("SELECT count(*) FROM kept_prompts WHERE dataset = 'tasks'")[0][0]
     assert new == 3 * kept - answered, "only prompts that were not answered before are asked"

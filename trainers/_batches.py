@@ -94,12 +94,12 @@ def _encoded(chunk: Sequence[tuple[str, int, int]], tokenizer: Any) -> list[Exam
     if not chunk:
         return []
     coded = tokenizer([t for t, _, _ in chunk], add_special_tokens=False, return_offsets_mapping=True)
-    return [
-        Example(
-            ids, [i if start <= a and b <= end and b > a else IGNORED for i, (a, b) in zip(ids, offsets, strict=True)]
-        )
-        for ids, offsets, (_, start, end) in zip(coded["input_ids"], coded["offset_mapping"], chunk, strict=True)
-    ]
+    found = []
+    for ids, offsets, (_, start, end) in zip(coded["input_ids"], coded["offset_mapping"], chunk, strict=True):
+        # a token that straddles the start holds the answer's first letters, so it is learned
+        learned = [b > max(a, start) and a < end for a, b in offsets]
+        found.append(Example(ids, [i if learn else IGNORED for i, learn in zip(ids, learned, strict=True)]))
+    return found
 
 
 def batches(data: Sequence[Example], size: int, rng: Random) -> list[list[Example]]:

@@ -69,7 +69,7 @@ def optimise(loaded: Loaded, data: Sequence[Example], heldout: Sequence[Example]
         for part_batch in parts:
             with torch.autocast(loaded.device, torch.bfloat16, enabled=plan.half):
                 summed, more = loss(model, part_batch)
-            (summed / max(targets, 1)).backward()
+            torch.autograd.backward(summed / max(targets, 1))
             total += float(summed.detach())
             sums = {k: sums.get(k, 0.0) + v for k, v in more.items()}
         norm = float(torch.nn.utils.clip_grad_norm_(trained, plan.max_grad_norm))

@@ -53,7 +53,7 @@ def half_precision(device: str, wanted: bool | None) -> bool:
     if wanted is not None:
         return wanted
     if device == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -14,6 +14,7 @@ from factory.engines.base import Reply, Request
 from factory.engines.checkpoints import fingerprint, resolve
 from factory.errors import EngineError
 from factory.options import step
+from factory.records import FinishReason
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,7 @@ class TransformersEngine:
                     kept = tokens[:-1] if finished == "stop" else tokens
                     text = self.tokenizer.decode(kept, skip_special_tokens=True)
                     text, cut = _before_stop(text, request.sampling.stop)
-                    reason = "stop" if cut or finished == "stop" else "length"
+                    reason: FinishReason = "stop" if cut or finished == "stop" else "length"
                     took = time.monotonic() - started
                     yield Reply(request, text, reason, prompt, len(tokens), latency=took)
 

@@ -46,7 +46,7 @@ class Mini:
         )  # fmt: skip
         tasks = [t for kind, count in counts for t in heldout(count, self.seed, (kind,))]
         for label, engine in self.models.items():
-            marked = [m for m in _ask(engines[engine], tasks, Sampling(temperature=0.0, max_tokens=self.max_tokens))]
+            marked = list(_ask(engines[engine], tasks, Sampling(temperature=0.0, max_tokens=self.max_tokens)))
             for mark in marked:
                 yield from _rows(mark, engines[engine], engine)
             yield from _metrics(marked, label)

@@ -159,7 +159,7 @@ def fit(model: LlamaForCausalLM, pieces: Iterator[Piece], course: Course, log: L
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
             optimizer.zero_grad(set_to_none=True)
         if step % 50 == 0 or step == course.steps - 1:
             seen = (step + 1) * course.rows * ROW
