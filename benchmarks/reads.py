@@ -69,7 +69,7 @@ def main() -> None:
                 other.join()
             while not results.empty():
                 errors += [e for e in [results.get()] if e]
-            print(f"turn {turn}: alone {alone[-1]:.1f} s, with {READS} reads and {QUERIES} queries {disturbed[-1]:.1f} s")
+            print(f"turn {turn}: alone {alone[-1]:.1f} s, disturbed {disturbed[-1]:.1f} s")
     slower = min(disturbed) / min(alone) - 1
     print(f"errors {len(errors)}, slower by {100 * slower:.1f} % (allowed: 0 and 10 %)")
     print("\n".join(errors[:3]))

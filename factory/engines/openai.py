@@ -234,8 +234,8 @@ class OpenaiEngine:
         if alive or (trouble.crashed and self._doubts <= _DOUBTS):
             return _refused(request, f"{self._host} failed {tries} times: {trouble.what}")
         raise EngineError(
-            f"{self._host} failed {tries} times: {trouble.what}. See that the server runs and base_url is right, then run "
-            "again: what was answered is kept"
+            f"{self._host} failed {tries} times: {trouble.what}. See that the server runs and base_url is right, then "
+            "run again: what was answered is kept"
         )
 
     async def _attempt(self, request: Request) -> Reply | _Trouble | EngineError:

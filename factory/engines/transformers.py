@@ -98,16 +98,20 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _encode(self, requests: Sequence[Request]) -> list[list[int]]:
-        def rendered(request: Request) -> str:
-            if isinstance(request.prompt, str):
-                return request.prompt
-            return str(self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True))
-
+        """Token ids: a conversation by the chat template, raw text with the tokenizer's own special tokens."""
+        chats = [r.messages for r in requests if not isinstance(r.prompt, str)]
+        raw = [r.prompt for r in requests if isinstance(r.prompt, str)]
         try:
-            texts = [rendered(r) for r in requests]
+            rendered = [
+                self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats
+            ]
         except ValueError as error:
             raise EngineError(f"model {self.model} cannot chat: {error}. Give it a chat template") from error
-        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        coded = {
+            True: iter(self.tokenizer(raw)["input_ids"] if raw else []),
+            False: iter(self.tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else []),
+        }
+        return [next(coded[isinstance(r.prompt, str)]) for r in requests]
 
     def _refused(self, request: Request, ids: list[int]) -> str:
         if request.sampling.schema:

