@@ -1,23 +1,25 @@
-"""What the journalled, streaming `vllm` engine costs beside a bare `LLM.generate` of the same prompts.
+"""What the streaming `vllm` engine, and the journal around it, cost beside a bare `LLM.generate` of the same prompts.
 
-The factory's side is what a run uses: a Journal over the engine, with every reply in a new store before it is handed
-on. Both sides use one loaded model and run in turn, A B B A A B ..., so that drift hits both; the prefix cache is
-emptied before each. The bare call gets its prompts rendered beforehand, the engine renders them itself. Prints one JSON
-line per round and a last one with the ratio of the medians (factory / bare, in completion tokens per second).
+Three sides: `bare`; `engine`, the factory's engine alone; `factory`, what a run uses: a Journal over the engine, with
+every reply in a new store before it is handed on. All use one loaded model and run in turn, forwards and backwards, so
+that drift hits all; the prefix cache is emptied before each. The bare call gets its prompts rendered beforehand, the
+engine renders them itself. Prints one JSON line per round and a last one with the medians of completion tokens per
+second, and their ratios to bare.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from statistics import median
 from typing import Any
 
-from factory.engines.base import Request, Sampling
+from factory.engines.base import Engine, Request, Sampling
 from factory.engines.journal import Journal
-from factory.engines.vllm import Vllm, VllmEngine, _sampling
+from factory.engines.vllm import Vllm, _sampling
 from factory.records import user
 from factory.store import Store
 
@@ -41,17 +43,22 @@ def bare(llm: Any, texts: list[str], asked: list[Request]) -> tuple[int, float]:
     return sum(len(o.outputs[0].token_ids) for o in outputs), time.perf_counter() - started
 
 
-def journalled(engine: VllmEngine, asked: list[Request]) -> tuple[int, float, float]:
-    """Completion tokens, seconds, and seconds to the first reply, of the engine with a journal in a new store."""
+def streamed(engine: Engine, asked: list[Request]) -> tuple[int, float, float]:
+    """Completion tokens, seconds, and seconds to the first reply, of an engine."""
+    started = time.perf_counter()
+    tokens, first = 0, 0.0
+    for reply in engine.generate(asked):
+        first = first or time.perf_counter() - started
+        tokens += reply.completion_tokens
+    return tokens, time.perf_counter() - started, first
+
+
+def journalled(engine: Engine, asked: list[Request]) -> tuple[int, float, float]:
+    """The same with a journal in a new store around it."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "bench.duckdb")
         store.prepare()
-        started = time.perf_counter()
-        tokens, first = 0, 0.0
-        for reply in Journal(engine, store).generate(asked):
-            first = first or time.perf_counter() - started
-            tokens += reply.completion_tokens
-        return tokens, time.perf_counter() - started, first
+        return streamed(Journal(engine, store), asked)
 
 
 def main() -> None:
@@ -66,25 +73,23 @@ def main() -> None:
     list(engine.generate(asked[:64]))  # loads the model and warms up both
     llm, render = engine._llm, engine._tokenizer.apply_chat_template
     texts = [render(r.messages, tokenize=False, add_generation_prompt=True) for r in asked]
-    speeds: dict[str, list[float]] = {"bare": [], "factory": []}
-    for name in [n for i in range(given.rounds) for n in (("bare", "factory") if i % 2 == 0 else ("factory", "bare"))]:
-        llm.reset_prefix_cache()
-        tokens, seconds, *first = bare(llm, texts, asked) if name == "bare" else journalled(engine, asked)
-        speeds[name].append(tokens / seconds)
-        print(
-            json.dumps(
-                {
-                    "run": name,
-                    "tokens": tokens,
-                    "seconds": round(seconds, 2),
-                    "first_reply": [round(f, 2) for f in first],
-                }
-            ),
-            flush=True,
-        )
+    sides: dict[str, Callable[[], tuple[float, ...]]] = {
+        "bare": lambda: bare(llm, texts, asked),
+        "engine": lambda: streamed(engine, asked),
+        "factory": lambda: journalled(engine, asked),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(given.rounds):
+        for name in list(sides)[:: -1 if turn % 2 else 1]:
+            llm.reset_prefix_cache()
+            tokens, seconds, *first = sides[name]()
+            speeds[name].append(tokens / seconds)
+            told = {"run": name, "tokens": tokens, "seconds": round(seconds, 2)}
+            print(json.dumps(told | {"first_reply": [round(s, 2) for s in first]}), flush=True)
     engine.close()
-    ratio = median(speeds["factory"]) / median(speeds["bare"])
-    print(json.dumps({k: round(median(v)) for k, v in speeds.items()} | {"ratio": round(ratio, 4)}))
+    middle = {name: median(all_) for name, all_ in speeds.items()}
+    ratios = {f"{name}/bare": round(middle[name] / middle["bare"], 4) for name in ("engine", "factory")}
+    print(json.dumps({name: round(speed) for name, speed in middle.items()} | ratios))
 
 
 if __name__ == "__main__":

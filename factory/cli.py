@@ -265,11 +265,14 @@ def _packaged(spec: Path) -> Path:
 
 
 def _run_stage(stage: dict[str, Any], engines: Sequence[str], seed: int, store_path: str) -> None:
+    from factory import report
     from factory.run import run as run_spec
     from factory.spec import parse_spec
 
     raw = {"name": "by hand", "seed": seed, "engines": _engines(engines), "stages": [stage]}
-    run_spec(parse_spec(raw), _store(store_path), lambda line: click.echo(line, err=True))
+    spec, store = parse_spec(raw), _store(store_path)
+    run_spec(spec, store, lambda line: click.echo(line, err=True))
+    report.measurements(store, spec)
 
 
 def _engines(given: Sequence[str]) -> dict[str, dict[str, str]]:

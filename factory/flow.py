@@ -1,6 +1,8 @@
 """How data moves between the store, the files and the steps: one function for each kind of stage."""
 
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -38,9 +40,9 @@ WHERE c.dataset = $dataset AND NOT EXISTS ({dropped} AND v.record_id IN (c.id, p
 
 
 def append(store: Store, records: Iterable[Record], dataset: str, run_id: str = "") -> str:
-    """Append records as they come, in batches; returns how many rows were new, in words. Keeps all on an error."""
+    """Append records as they come, in batches; returns what was new, in words. On an error all that came is kept."""
     batch: list[Record] = []
-    new, flushed = 0, time.monotonic()
+    new, flushed = Counter[str](), time.monotonic()
     try:
         for record in records:
             batch.append(record)
@@ -50,7 +52,8 @@ def append(store: Store, records: Iterable[Record], dataset: str, run_id: str = 
     finally:
         if batch:
             new += store.append(batch, dataset, run_id)
-    return f"{new:,} new rows"
+    told = [f"{n:,} {table}" for table, n in new.items() if n and table != "metrics"]
+    return ", ".join(told) or "nothing new"
 
 
 def import_file(store: Store, path: Path, into: str, shape: str = "auto", language: str = "", run_id: str = "") -> str:
@@ -107,8 +110,11 @@ def train(
     if not count:
         raise DataError(f"train {name}: no rows in {on!r}; look at `SELECT * FROM yield` and `FROM drops`")
     datasets.disable_progress_bars()
-    data = datasets.Dataset.from_parquet(str(rows), cache_dir=str(out.parent / "cache"))
+    cache = out.parent / f"{out.name}.cache"
+    data = datasets.Dataset.from_parquet(str(rows), cache_dir=str(cache))
     append(store, _told(step.train(data, out), say), name, run_id)
+    shutil.rmtree(cache)
+    rows.unlink()  # the store can give them again
     return str(out)
 
 

@@ -46,9 +46,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], style: str | No
 
 def results(store: Store, run_id: str, spec: Spec) -> None:
     """The end of a run: the measurements if there are any, where everything is, and what to do next."""
-    for stage in spec.stages:
-        if isinstance(stage, EvaluateStage):
-            _measured(store, stage_name(stage))
+    measurements(store, spec)
     if any(isinstance(s, GenerateStage) for s in spec.stages):
         print()
         table(*_waterfall(store))
@@ -56,6 +54,13 @@ def results(store: Store, run_id: str, spec: Spec) -> None:
     for command, why in _NEXT:
         option = "" if store.path.name == "factory.duckdb" else f" --store {store.path}"
         print(f"  {command}{option}  # {why}")
+
+
+def measurements(store: Store, spec: Spec) -> None:
+    """The tables of a spec's evaluations."""
+    for stage in spec.stages:
+        if isinstance(stage, EvaluateStage):
+            _measured(store, stage_name(stage))
 
 
 def _measured(store: Store, stage: str) -> None:

@@ -15,7 +15,7 @@ from random import Random
 from factory import audit, flow
 from factory.engines.checkpoints import fingerprint, resolve
 from factory.engines.pool import Engines
-from factory.errors import FactoryError
+from factory.errors import FactoryError, SpecError
 from factory.records import content_id
 from factory.spec import (
     AuditStage,
@@ -95,11 +95,11 @@ def _do(stage: Stage, work: Run, key: str) -> str:
         case GenerateStage():
             step = load_stage_step(stage, work.spec)
             rng = Random(f"{work.spec.seed} {stage.generate} {stage.into}")
-            prompts = flow.prompts(work.store, stage.source, _filters_before(stage, stage.source, work.spec))
+            prompts = flow.prompts(work.store, stage.source, _filters_before(stage, stage.source, work))
             return flow.append(work.store, step.generate(prompts, work.engines, rng), stage.into, work.id)
         case FilterStage():
             step = load_stage_step(stage, work.spec)
-            before = _filters_before(stage, stage.on, work.spec)
+            before = _filters_before(stage, stage.on, work)
             return flow.screen(work.store, step, stage_name(stage), stage.on, before, work.id)
         case AuditStage():
             return audit.run_audits(work.store, stage.audit, work.spec.folder, stage.options)
@@ -112,8 +112,7 @@ def _do(stage: Stage, work: Run, key: str) -> str:
             step = load_stage_step(stage, work.spec)
             return flow.append(work.store, step.evaluate(work.engines), stage_name(stage), work.id)
         case ExportStage():
-            to = work.spec.folder / stage.to
-            return flow.export(work.store, stage.export, stage.kind, stage.format, to)
+            return flow.export(work.store, stage.export, stage.kind, stage.format, Path(stage.to))
     raise AssertionError(stage)
 
 
@@ -123,13 +122,21 @@ def _key(stage: Stage, work: Run) -> str:
     engines = [(n, e.use, sorted(e.options.items())) for n, e in spec.engines.items() if _mentions(options, n)]
     models = [str(e.options.get("model", "")) for n, e in spec.engines.items() if _mentions(options, n)]
     models += [str(options.get("base", ""))]
-    weights = [fingerprint(work.resolve(m)) for m in models if m]
+    weights = [_weights(work.resolve(m)) for m in models if m]
     named = datasets_read(stage)
-    inputs = [(n, work.states.get(n, ""), work.store.imported(n)) for n in named]
+    others = {n: (work.store.imported(n), work.store.verdicts_by_others(n, _own(spec))) for n in named}
+    inputs: list[object] = [(n, work.states.get(n, ""), others[n]) for n in named]
     if not named and not isinstance(stage, ImportStage | EvaluateStage):
-        inputs = [(n, s, "") for n, s in sorted(work.states.items())]
+        inputs = [*sorted(work.states.items())]
     file = flow.file_hash(spec.folder / stage.path) if isinstance(stage, ImportStage) else ""
     return content_id(spec.seed, stage.model_dump_json(), engines, weights, inputs, file)
+
+
+def _weights(model: str) -> str:
+    try:
+        return fingerprint(model)
+    except SpecError:  # a server's name for a model of its own, such as qwen3:8b
+        return model
 
 
 def _mentions(options: object, name: str) -> bool:
@@ -147,10 +154,18 @@ def _touched(stage: Stage) -> str:
     return stage.on if isinstance(stage, FilterStage) else f"({stage_title(stage)})"
 
 
-def _filters_before(stage: Stage, dataset: str, spec: Spec) -> list[str]:
-    """The filters of a dataset that stand before a stage: only their verdicts decide what the stage is given."""
-    earlier = islice(spec.stages, next(i for i, s in enumerate(spec.stages) if s is stage))
-    return [stage_name(s) for s in earlier if isinstance(s, FilterStage) and s.on == dataset]
+def _filters_before(stage: Stage, dataset: str, work: Run) -> list[str]:
+    """The filters whose verdicts decide what a stage is given: the spec's own before it, and those of others.
+
+    The spec's later filters do not count, so that a stage which is done again is given what it was given before.
+    """
+    earlier = islice(work.spec.stages, next(i for i, s in enumerate(work.spec.stages) if s is stage))
+    own = [stage_name(s) for s in earlier if isinstance(s, FilterStage) and s.on == dataset]
+    return own + [name for name, _ in work.store.verdicts_by_others(dataset, _own(work.spec))]
+
+
+def _own(spec: Spec) -> list[str]:
+    return [stage_name(s) for s in spec.stages] + ["import"]
 
 
 def _resolved(stage: TrainStage, work: Run) -> dict[str, object]:

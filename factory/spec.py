@@ -87,7 +87,7 @@ class EvaluateStage(BaseModel):
 
 
 class ExportStage(BaseModel):
-    """Write a dataset or the result of a query to files."""
+    """Write a dataset or the result of a query to a folder, named from where the command is run."""
 
     model_config = _FROZEN
     export: str

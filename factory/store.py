@@ -9,6 +9,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -66,15 +67,15 @@ class Store:
 
     # --- writing -------------------------------------------------------------------------------------------------
 
-    def append(self, records: Iterable[Record], dataset: str, run_id: str = "") -> int:
-        """Append what is not stored yet, in one transaction; returns how many rows were new. Metrics always append."""
+    def append(self, records: Iterable[Record], dataset: str, run_id: str = "") -> Counter[str]:
+        """Append what is not stored yet, in one transaction; returns the new rows of each table. Metrics always append."""
         by_type: dict[type[Record], dict[object, Record]] = {}
         for record in records:
             rows = by_type.setdefault(type(record), {})
             rows.setdefault(len(rows) if isinstance(record, Metric) else record.id, record)
         arrow = {_TABLES[t]: self._arrow(t, list(rows.values()), dataset, run_id) for t, rows in by_type.items()}
         with self.writing() as con:
-            return sum(_insert(con, table, rows) for table, rows in arrow.items())
+            return Counter({table: _insert(con, table, rows) for table, rows in arrow.items()})
 
     def append_rows(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append plain rows (the journal's, the ledger's) in one transaction, stamped with the time."""
@@ -115,6 +116,12 @@ class Store:
         sql = """SELECT coalesce(string_agg("key", ',' ORDER BY "key"), '') FROM stages
                  WHERE dataset = ? AND stage = 'by hand'"""
         return content_id(self.rows(sql, [dataset])[0][0])
+
+    def verdicts_by_others(self, dataset: str, own: Sequence[str]) -> list[tuple[str, int]]:
+        """(filter, verdicts) on a dataset by filters other than a spec's own: by hand, or by another spec."""
+        sql = """SELECT filter, count(*) FROM verdicts WHERE dataset = ? AND filter NOT IN (SELECT unnest(?::VARCHAR[]))
+                 GROUP BY filter ORDER BY filter"""
+        return self.rows(sql, [dataset, list(own)])
 
     def frame(self, sql: str, params: Params = ()) -> "pl.DataFrame":
         """The result of a query as a polars frame."""

@@ -82,7 +82,7 @@ def test_broken_jsonl_names_the_line_and_keeps_what_came_before(folder: Path) ->
     lines[6] = '{"prompt": "p7"}'
     (folder / "rows.jsonl").write_text("\n".join(lines))
     mended = factory("import", "rows.jsonl", "--into", "d", cwd=folder)
-    assert "3 new rows" in mended.stderr, "the six before the broken one were kept"
+    assert "3 prompts" in mended.stderr, "the six before the broken one were kept"
 
 
 def test_wrong_columns_are_told_with_those_that_would_do(folder: Path) -> None:

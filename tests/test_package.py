@@ -31,8 +31,11 @@ def _python(installed: Path, cwd: Path, *args: str) -> subprocess.CompletedProce
 def test_the_wheel_is_whole(installed: Path, tmp_path: Path) -> None:
     where = _python(installed, tmp_path, "-c", "import factory; print(factory.__file__)").stdout
     assert str(installed) in where
-    for name in ("specs/mini.yaml", "specs/seeds/mini.jsonl", "specs/audits/no_orphans.sql", "sql/views.sql",
-                 "specs/templates/mini/instructions.jinja", "mini/checkpoints/mini-weak/model.safetensors"):  # fmt: skip
+    shipped = (
+        "specs/mini.yaml", "specs/seeds/mini.jsonl", "specs/audits/no_orphans.sql", "sql/views.sql",
+        "specs/templates/mini/instructions.jinja", "mini/checkpoints/mini-weak/model.safetensors",
+    )  # fmt: skip
+    for name in shipped:
         assert (installed / "factory" / name).exists(), name
     assert (installed / "generators/prompts/self_instruct/instructions.zh.jinja").exists()
 

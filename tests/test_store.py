@@ -7,9 +7,9 @@ from factory.store import Store
 
 def test_appending_the_same_records_twice_adds_nothing(store: Store) -> None:
     records = [Prompt(user("hello")), Prompt(user("你好")), Prompt(user("hello"))]
-    assert store.append(records, "a") == 2
-    assert store.append(records, "a") == 0
-    assert store.append(records, "b") == 2, "another dataset is another row"
+    assert store.append(records, "a").total() == 2
+    assert store.append(records, "a").total() == 0
+    assert store.append(records, "b").total() == 2, "another dataset is another row"
 
 
 def test_what_goes_in_comes_out(store: Store) -> None:
@@ -32,7 +32,7 @@ def test_hostile_text_is_stored_as_it_is(store: Store) -> None:
         "'; DROP TABLE prompts; --",
         "lone \ud800 surrogate",
     ]
-    assert store.append([Prompt(user(t)) for t in texts], "d") == 5
+    assert store.append([Prompt(user(t)) for t in texts], "d").total() == 5
     stored = [t for (t,) in store.rows("SELECT messages[1].content FROM prompts ORDER BY rowid")]
     assert stored[:4] == texts[:4]
     assert "surrogate" in stored[4]
