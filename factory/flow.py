@@ -4,6 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from factory.steps import Filter, Trainer
 
 Say = Callable[[str], None]
-_BATCH_ROWS, _BATCH_SECONDS = 20_000, 2.0
+_BATCH_ROWS, _BATCH_SECONDS = 50_000, 2.0
 
 # The prompts (or completions) of a dataset that none of the given filters dropped, in the order of their coming.
 _PROMPTS = """
@@ -54,6 +55,12 @@ def append(store: Store, records: Iterable[Record], dataset: str, run_id: str = 
             new += store.append(batch, dataset, run_id)
     told = [f"{n:,} {table}" for table, n in new.items() if n and table != "metrics"]
     return ", ".join(told) or "nothing new"
+
+
+def noting_source(records: Iterable[Record], source: str) -> Iterator[Record]:
+    """Two stages may fill one dataset from two others: their yields are told apart by where they read."""
+    for record in records:
+        yield replace(record, meta={**record.meta, "from": source}) if isinstance(record, Metric) else record
 
 
 def import_file(store: Store, path: Path, into: str, shape: str = "auto", language: str = "", run_id: str = "") -> str:

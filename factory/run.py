@@ -96,7 +96,8 @@ def _do(stage: Stage, work: Run, key: str) -> str:
             step = load_stage_step(stage, work.spec)
             rng = Random(f"{work.spec.seed} {stage.generate} {stage.into}")
             prompts = flow.prompts(work.store, stage.source, _filters_before(stage, stage.source, work))
-            return flow.append(work.store, step.generate(prompts, work.engines, rng), stage.into, work.id)
+            made = flow.noting_source(step.generate(prompts, work.engines, rng), stage.source)
+            return flow.append(work.store, made, stage.into, work.id)
         case FilterStage():
             step = load_stage_step(stage, work.spec)
             before = _filters_before(stage, stage.on, work)

@@ -10,12 +10,13 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.resources import files
+from operator import attrgetter
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ class Store:
     # --- writing -------------------------------------------------------------------------------------------------
 
     def append(self, records: Iterable[Record], dataset: str, run_id: str = "") -> Counter[str]:
-        """Append what is not stored yet, in one transaction; returns the new rows of each table. Metrics always append."""
+        """Append what is not stored yet in one transaction; returns the new rows by table. Metrics always append."""
         by_type: dict[type[Record], dict[object, Record]] = {}
         for record in records:
             rows = by_type.setdefault(type(record), {})
@@ -240,12 +241,12 @@ class Store:
         same = {"dataset": dataset, "stage": dataset, "run_id": run_id, "created_at": _now()}
         columns = {}
         for column in schema:
-            values: list[Any] = (
-                [_plain_value(getattr(r, column.name)) for r in records]
-                if column.name in names
-                else [same[column.name]] * len(records)
-            )
-            columns[column.name] = _array(values, column.type)
+            if column.name in names:
+                values: list[Any] = list(map(attrgetter(column.name), records))
+            else:
+                values = [same[column.name]] * len(records)
+            plain = _PLAIN.get(column.name)
+            columns[column.name] = _array([plain(v) for v in values] if plain else values, column.type)
         return pa.table(columns)
 
 
@@ -257,12 +258,16 @@ def _insert(con: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> int:
     return int(count)
 
 
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, str | int | float | None):
-        return value
-    if isinstance(value, Mapping):
-        return json.dumps(dict(value), ensure_ascii=False, sort_keys=True) if value else "{}"
-    return [{"role": v.role, "content": v.content} if isinstance(v, Message) else v for v in value]
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), ensure_ascii=False, sort_keys=True) if value else "{}"
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+# Columns whose values Arrow does not take as they are.
+_PLAIN: dict[str, Callable[[Any], Any]] = {"messages": _turns, "meta": _json, "sampling": _json}
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -30,7 +30,9 @@ def test_a_spec_runs_from_seeds_to_answers_with_exactly_the_wanted_rows(tmp_path
     answers = store.rows("SELECT count(*) FROM completions WHERE dataset = 'answers'")[0][0]
     assert 0 < kept < 150
     assert answers == 3 * kept, "only what the filters kept is answered"
-    waterfall = dict(store.rows("SELECT measure, n FROM yield WHERE dataset = 'tasks' AND stage = 'self_instruct'"))
+    waterfall = dict(
+        store.rows("SELECT measure, n FROM yield WHERE dataset = 'tasks' AND stage = 'self_instruct from seeds'")
+    )
     assert (
         waterfall["asked"] >= waterfall["parsed"] >= waterfall["valid"] >= waterfall["novel"] >= waterfall["answered"]
     )
@@ -81,7 +83,7 @@ def test_error_replies_and_truncated_ones_are_rows_with_reasons(tmp_path: Path, 
     reasons = dict(store.rows("SELECT reason, count(*) FROM drops GROUP BY ALL"))
     assert reasons["engine_error"] > 5
     assert reasons["truncated"] > 5
-    asked = store.rows("SELECT measure, n FROM yield WHERE stage = 'respond' ORDER BY n DESC")
+    asked = store.rows("SELECT measure, n FROM yield WHERE stage = 'respond from tasks' ORDER BY n DESC")
     assert asked[0][0] == "asked"
     assert asked[0][1] > asked[1][1]
 

@@ -16,6 +16,7 @@ from factory.records import content_id
 from factory.store import Store
 
 COMMIT_ROWS, COMMIT_SECONDS = 256, 1.0  # a kill loses at most what came in since the last commit
+LOOKUP_ROWS = 512
 
 _FOUND = """
 SELECT "key", reply, finish_reason, prompt_tokens, completion_tokens, max_tokens FROM (
@@ -63,9 +64,12 @@ class Journal:
 
     def _unanswered(self, requests: Iterable[Request], ready: deque[Reply]) -> Iterator[Request]:
         """Pass on the requests that the store cannot answer; its answers go to `ready`."""
+        if not self.store.rows("SELECT 1 FROM calls WHERE model = ? LIMIT 1", [self.model]):
+            yield from requests  # this model was never asked anything: there is nothing to look up
+            return
         source, some = iter(requests), 1
         while chunk := list(islice(source, some)):
-            some = COMMIT_ROWS  # the first chunk is small, so that an engine starts at once
+            some = LOOKUP_ROWS  # the first chunk is small, so that an engine starts at once
             found = {row[0]: row for row in self.store.rows(_FOUND, [[self._key(r) for r in chunk]])}
             for request in chunk:
                 row = found.get(self._key(request))

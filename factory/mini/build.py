@@ -66,6 +66,8 @@ def build(out: Path, log: Log, scale: float = 1.0) -> None:
     save(base, tokenizer, out / "mini-base")
     course = Course(round(800 * scale), muon_lr=0.01, adam_lr=1.5e-3)
     fit(base, aligned_text(tokenizer, 0.45, hard=0.3), course, log, "mini-strong")
+    course = Course(round(600 * scale), muon_lr=0.01, adam_lr=1.5e-3)
+    fit(base, aligned_text(tokenizer, 0.3, "aligned, second course"), course, log, "mini-strong, second course")
     save(base, tokenizer, out / "mini-strong")
     torch.manual_seed(1)
     weak = new_model(SMALL, tokenizer)
@@ -131,9 +133,11 @@ def base_text(tokenizer: PreTrainedTokenizerFast, seed: str = "base", hard: floa
             yield ids, ids
 
 
-def aligned_text(tokenizer: PreTrainedTokenizerFast, writing: float, hard: float = 0.0) -> Iterator[Piece]:
-    """Aligned dialogues, a share of them about writing instructions (counted in dialogues)."""
-    rng = Random("aligned")
+def aligned_text(
+    tokenizer: PreTrainedTokenizerFast, writing: float, seed: str = "aligned", hard: float = 0.0
+) -> Iterator[Piece]:
+    """Aligned dialogues, a third of `writing` of them about writing instructions; those are long."""
+    rng = Random(seed)
     chats, writes = dialogues(rng, hard), instruction_writing(rng)
     while True:
         yield _dialogue(tokenizer, next(writes if rng.random() < writing / 3 else chats), everything=False)

@@ -94,7 +94,8 @@ WITH filters AS (
     SELECT dataset, filter, min(created_at) AS since, count(DISTINCT record_id) AS screened
     FROM verdicts GROUP BY ALL HAVING bool_or(keep)
 ), measures AS (
-    SELECT stage AS dataset, split_part(name, '/', 2) AS stage, split_part(name, '/', 3) AS measure,
+    SELECT stage AS dataset, split_part(name, '/', 2) || coalesce(' from ' || (meta->>'from'), '') AS stage,
+           split_part(name, '/', 3) AS measure,
            last(value ORDER BY created_at, rowid)::BIGINT AS n, min(created_at) AS since, min(step) AS place
     FROM metrics WHERE name LIKE 'yield/%' GROUP BY ALL
     UNION ALL SELECT dataset, filter, 'screened', screened, since, 1 FROM filters
