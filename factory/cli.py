@@ -4,6 +4,7 @@ Exit codes: 0 ok, 1 a check failed, 2 the user's input is wrong, 3 an engine or 
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ class _Friendly(click.Group):
     """A group whose commands tell errors in one line, with the right exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # Threads that spin while they wait make a busy machine several times slower; read when torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
             return super().main(*args, **kwargs)
         except FactoryError as error:

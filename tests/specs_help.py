@@ -13,7 +13,7 @@ from factory.mini.world import draw
 ROOT = Path(__file__).parent.parent
 
 
-def scripted_spec(folder: Path, accept: int = 150, **engine: Any) -> Path:
+def scripted_spec(folder: Path, accept: int = 150, n: int = 3, **engine: Any) -> Path:
     """Write a spec and its seeds: Self-Instruct by canned replies, filters, answers, an audit."""
     rng = Random(5)
     tasks = [f for f in FAMILIES if f.kind == "task"]
@@ -50,7 +50,7 @@ def scripted_spec(folder: Path, accept: int = 150, **engine: Any) -> Path:
             },
             {"filter": "exact", "on": "tasks"},
             {"filter": "minhash", "on": "tasks", "with": {"threshold": 0.8}},
-            {"generate": "respond", "from": "tasks", "into": "answers", "with": {"engine": "strong", "n": 3}},
+            {"generate": "respond", "from": "tasks", "into": "answers", "with": {"engine": "strong", "n": n}},
             {"filter": "denoise", "on": "answers"},
             {"audit": ["no_orphans", "lineage_unbroken", "calls_verified"]},
         ],

@@ -162,7 +162,7 @@ def test_a_dead_server_is_told_and_the_key_is_nowhere(folder: Path) -> None:
 
 
 def test_a_full_disk_is_told_and_nothing_stored_is_lost(folder: Path) -> None:
-    path = scripted_spec(folder, accept=2000)
+    path = scripted_spec(folder, n=60)
     limit = 3_000_000
 
     def small_files() -> None:
