@@ -52,7 +52,7 @@ def main() -> None:
     """Alone and disturbed, in turns; the engine waits for each reply, as one over a network does."""
     alone, disturbed, errors = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        spec = scripted_spec(Path(folder), accept=1500, latency=0.006)
+        spec = scripted_spec(Path(folder), n=30, latency=0.005)
         for turn in range(ROUNDS):
             alone.append(_run(spec, Path(folder) / f"alone{turn}.duckdb"))
             path, results = Path(folder) / f"disturbed{turn}.duckdb", multiprocessing.Queue()

@@ -38,7 +38,12 @@ def audit(store: Store, path: Path, params: Mapping[str, Any]) -> Finding:
     """Run one audit."""
     text = path.read_text(encoding="utf-8")
     values = {name: _value(raw) for name, raw in _PARAM.findall(text)}
+    unknown = [k for k in params if k not in values]
     values |= {k: v for k, v in params.items() if k in values}
+    if unknown and not values:
+        raise SpecError(f"audit {path.stem} has no parameters; found {unknown}")
+    if unknown:
+        raise SpecError(f"audit {path.stem}: no parameter {unknown[0]!r}; {nearest(unknown[0], list(values))}")
     body = text.strip().rstrip(";")
     with store.reading() as con:
         con.execute(f"CREATE TEMP TABLE found AS {body}", values)

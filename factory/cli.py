@@ -37,11 +37,14 @@ class _Friendly(click.Group):
         # Threads that spin while they wait make a busy machine several times slower; read when torch is loaded.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
-            return super().main(*args, **kwargs)
+            return super().main(*args, **kwargs | {"standalone_mode": False})
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
         except FactoryError as error:
             click.secho(f"error: {error}", fg="red", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             click.echo("stopped; run the same command again to go on", err=True)
             sys.exit(130)
         except OSError as error:
@@ -79,11 +82,11 @@ def run(spec: Path, store_path: str) -> None:
 def check(spec: Path, store_path: str) -> None:
     """Check a SPEC and estimate its engine calls. Spends nothing."""
     from factory import report
-    from factory.run import stored_datasets
-    from factory.spec import datasets_missing, load_spec
+    from factory.run import check_ahead
+    from factory.spec import load_spec
 
     loaded = load_spec(_packaged(spec))
-    datasets_missing(loaded, stored_datasets(_store(store_path)))
+    check_ahead(loaded, _store(store_path))
     report.plan(loaded, _store(store_path))
 
 
@@ -111,7 +114,7 @@ def import_(file: Path, into: str, shape: str, language: str, store_path: str) -
 
     store = _store(store_path)
     told = flow.import_file(store, file, into, shape, language)
-    store.finish(flow.file_hash(file), "by hand", into, told)
+    store.finish(flow.content_hash(file), "by hand", into, told)
     click.echo(f"{into}: {told}", err=True)
 
 
@@ -157,7 +160,7 @@ def audit(names: Sequence[str], options: Sequence[str], as_json: bool, store_pat
 @click.argument("query")
 @click.option("--json", "style", flag_value="json", help="One JSON object a row.")
 @click.option("--csv", "style", flag_value="csv", help="Comma-separated values.")
-@click.option("--limit", default=1000, show_default=True, help="The most rows to print.")
+@click.option("--limit", default=1000, show_default=True, help="The most rows of a table; --json and --csv give all.")
 @_STORE
 def sql(query: str, style: str | None, limit: int, store_path: str) -> None:
     """Run a read-only QUERY, or the query in a .sql file."""
@@ -165,7 +168,10 @@ def sql(query: str, style: str | None, limit: int, store_path: str) -> None:
     from factory.query import read_only
 
     text = Path(query).read_text(encoding="utf-8") if query.endswith(".sql") else query
-    report.table(*read_only(_store(store_path), text, limit), style)
+    columns, rows = read_only(_store(store_path), text, limit + 1 if style is None else None)
+    report.table(columns, rows[:limit] if style is None else rows, style)
+    if style is None and len(rows) > limit:
+        click.echo(f"only the first {limit} rows: see more with --limit, or all with --csv", err=True)
 
 
 @main.command()

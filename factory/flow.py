@@ -36,7 +36,8 @@ WHERE p.dataset = $dataset AND NOT EXISTS ({dropped} AND v.record_id = p.id) ORD
     "completions": """
 SELECT c.id, c."text", p.messages[-1].content AS prompt, p.language, c.finish_reason, NULL::DOUBLE AS priority
 FROM completions c JOIN prompts p ON p.id = c.prompt_id AND p.dataset = c.dataset
-WHERE c.dataset = $dataset AND NOT EXISTS ({dropped} AND v.record_id IN (c.id, p.id)) ORDER BY c.rowid""",
+WHERE c.dataset = $dataset AND NOT EXISTS ({dropped} AND v.record_id = c.id)
+  AND NOT EXISTS ({dropped} AND v.record_id = p.id) ORDER BY c.rowid""",
 }
 
 
@@ -57,9 +58,11 @@ def append(store: Store, records: Iterable[Record], dataset: str, run_id: str = 
     return ", ".join(told) or "nothing new"
 
 
-def noting_source(records: Iterable[Record], source: str) -> Iterator[Record]:
+def noting_source(records: Iterable[Record], source: str, say: Say) -> Iterator[Record]:
     """Two stages may fill one dataset from two others: their yields are told apart by where they read."""
     for record in records:
+        if isinstance(record, Metric) and record.name.endswith("/short_by"):
+            say(f"    {record.value:,.0f} rows short of what was asked: raise max_candidates, or see FROM drops")
         yield replace(record, meta={**record.meta, "from": source}) if isinstance(record, Metric) else record
 
 
@@ -95,9 +98,8 @@ def screen(store: Store, step: "Filter", name: str, dataset: str, filters: Seque
     if frame.is_empty():
         raise DataError(f"filter {name}: dataset {dataset!r} has no {step.target} to judge")
     verdicts = step.screen(frame)
-    lost = set(frame["id"]) ^ set(verdicts["id"])
-    if lost:
-        raise DataError(f"filter {name} answered for other rows than it was given: {sorted(lost)[:3]}")
+    if not frame["id"].equals(verdicts["id"]):
+        raise DataError(f"filter {name} answered for other rows than it was given: one verdict a row, in their order")
     store.append_verdicts(verdicts, name, dataset, run_id)
     reasons = verdicts.filter(~pl.col("keep"))["reason"].value_counts(sort=True).rows()
     told = ", ".join(f"{n} {r}" for r, n in reasons)
@@ -111,17 +113,15 @@ def train(
     import datasets
 
     sql, params = query(on, step.view)
-    rows = out.parent / f"{out.name}.parquet"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    count = store.snapshot(sql, rows, params)
+    work = out.parent / f".{out.name}.work"
+    work.mkdir(parents=True, exist_ok=True)
+    count = store.snapshot(sql, work / "rows.parquet", params)
     if not count:
         raise DataError(f"train {name}: no rows in {on!r}; look at `SELECT * FROM yield` and `FROM drops`")
     datasets.disable_progress_bars()
-    cache = out.parent / f"{out.name}.cache"
-    data = datasets.Dataset.from_parquet(str(rows), cache_dir=str(cache))
+    data = datasets.Dataset.from_parquet(str(work / "rows.parquet"), cache_dir=str(work))
     append(store, _told(step.train(data, out), say), name, run_id)
-    shutil.rmtree(cache)
-    rows.unlink()  # the store can give them again
+    shutil.rmtree(work)  # the store can give the rows again
     return str(out)
 
 
@@ -140,8 +140,10 @@ def export(store: Store, what: str, kind: str, fmt: str, to: Path) -> str:
 
     views = {"prompts": "kept_prompts", "sft": "sft", "pairs": "pairs"}
     sql, params = query(what, views[kind])
-    facts = f"SELECT list(DISTINCT language), count(*) FROM ({sql})"
-    languages, count = store.rows(facts, params)[0]
+    sql = sql.strip().rstrip(";")
+    columns = {name for name, *_ in store.rows(f"DESCRIBE {sql}", params)}
+    language = "list(DISTINCT language)" if "language" in columns else "[]"
+    languages, count = store.rows(f"SELECT {language}, count(*) FROM ({sql})", params)[0]
     if not count:
         raise DataError(f"export: no {kind} rows in {what!r}; look at `SELECT * FROM yield` and `FROM drops`")
     shown = sql if not params else sql.replace("?", f"'{params[0]}'")
@@ -159,12 +161,12 @@ def query(on: str, view: str) -> tuple[str, list[str]]:
     return f"SELECT * EXCLUDE (dataset) FROM {view} WHERE dataset = ?", [on]
 
 
-def file_hash(path: Path) -> str:
-    """A hash of a file's bytes, or "" where there is none (the import will say so)."""
-    if not path.is_file():
-        return ""
+def content_hash(path: Path) -> str:
+    """A hash of a file's bytes, or of all files of a folder; "" where there is neither."""
     digest = blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    for each in files:
+        with each.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest() if files else ""

@@ -16,8 +16,8 @@ _LOCKS = (
 _ALLOWED = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 
 
-def read_only(store: Store, sql: str, limit: int) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Column names and at most `limit` rows. Raises DataError for anything but one SELECT, and for a broken one."""
+def read_only(store: Store, sql: str, limit: int | None) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and at most `limit` rows (None: all). Raises DataError for anything but one good SELECT."""
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
@@ -28,4 +28,4 @@ def read_only(store: Store, sql: str, limit: int) -> tuple[list[str], list[tuple
         for lock in _LOCKS:
             con.execute(lock)
         result = con.execute(statements[0].query)
-        return [d[0] for d in result.description or ()], result.fetchmany(limit)
+        return [d[0] for d in result.description or ()], result.fetchall() if limit is None else result.fetchmany(limit)

@@ -7,12 +7,14 @@ was last done is skipped; a stage that was cut off is done again, and the journa
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from random import Random
 
 from factory import audit, flow
+from factory.engines.budget import Budget
 from factory.engines.checkpoints import fingerprint, resolve
 from factory.engines.pool import Engines
 from factory.errors import FactoryError, SpecError
@@ -63,19 +65,24 @@ class Run:
 def run(spec: Spec, store: Store, say: Say) -> str:
     """Do all stages that are not done yet; returns the run's id. Raises FactoryError, after which a run can go on."""
     work = Run(spec, store, say, run_id())
-    datasets_missing(spec, stored_datasets(store))
+    check_ahead(spec, store)
+    work.engines.budget = spent_before(store, spec)
     log_event(work, "started")
     try:
         for stage in spec.stages:
             key = _key(stage, work)
-            if output := store.finished(key):
+            if (output := store.finished(key)) and _still_there(stage, output):
                 say(f"  {stage_title(stage)}: done before, skipped")
             else:
-                started = time.monotonic()
+                started, failed = time.monotonic(), work.engines.failures
                 output = _do(stage, work, key)
-                store.finish(key, stage_name(stage), _touched(stage), output, work.id)
                 say(f"  {stage_title(stage)}: {output} ({time.monotonic() - started:.1f} s)")
-            work.states[_touched(stage)] = key
+                if missing := work.engines.failures - failed:
+                    say(f"    {missing:,} requests failed (FROM calls WHERE error <> ''): run again to ask them again")
+                else:
+                    store.finish(key, _place(stage), _touched(stage), output, work.id)
+            # every stage that fills a dataset counts for what reads it, not only the last
+            work.states[_touched(stage)] = content_id(work.states.get(_touched(stage), ""), key)
             work.outputs[stage_name(stage)] = output
     except FactoryError as error:
         log_event(work, "failed", str(error))
@@ -84,6 +91,25 @@ def run(spec: Spec, store: Store, say: Say) -> str:
         work.engines.close()
     log_event(work, "finished")
     return work.id
+
+
+def check_ahead(spec: Spec, store: Store) -> None:
+    """What would fail only after hours: datasets that nothing fills, audits that there are not. Raises SpecError."""
+    datasets_missing(spec, stored_datasets(store))
+    for stage in spec.stages:
+        if isinstance(stage, AuditStage):
+            audit.chosen(stage.audit, spec.folder)
+
+
+def spent_before(store: Store, spec: Spec) -> Budget:
+    """The budget with what earlier runs of the same spec have spent: a run that goes on does not begin at zero."""
+    spent = Budget(spec.budget)
+    if store.path.exists():
+        sql = """SELECT count(*), coalesce(sum(prompt_tokens + completion_tokens), 0), coalesce(sum(usd), 0) FROM calls
+                 WHERE run_id IN (SELECT run_id FROM run_events WHERE spec = ?)"""
+        calls, tokens, usd = store.rows(sql, [spec.name])[0]
+        spent.calls, spent.tokens, spent.usd = int(calls), int(tokens), Decimal(usd)
+    return spent
 
 
 def _do(stage: Stage, work: Run, key: str) -> str:
@@ -96,7 +122,7 @@ def _do(stage: Stage, work: Run, key: str) -> str:
             step = load_stage_step(stage, work.spec)
             rng = Random(f"{work.spec.seed} {stage.generate} {stage.into}")
             prompts = flow.prompts(work.store, stage.source, _filters_before(stage, stage.source, work))
-            made = flow.noting_source(step.generate(prompts, work.engines, rng), stage.source)
+            made = flow.noting_source(step.generate(prompts, work.engines, rng), stage.source, work.say)
             return flow.append(work.store, made, stage.into, work.id)
         case FilterStage():
             step = load_stage_step(stage, work.spec)
@@ -117,8 +143,20 @@ def _do(stage: Stage, work: Run, key: str) -> str:
     raise AssertionError(stage)
 
 
+def _still_there(stage: Stage, output: str) -> bool:
+    """A checkpoint or an export may be gone since; and audits cost little, so they are never taken on trust."""
+    if isinstance(stage, TrainStage | ExportStage):
+        return Path(output if isinstance(stage, TrainStage) else stage.to).exists()
+    return not isinstance(stage, AuditStage)
+
+
+def _place(stage: Stage) -> str:
+    """What a stage is in the ledger: its name, and what it reads. The newest row of a place is what the store holds."""
+    return " ".join([stage_title(stage), *datasets_read(stage)])
+
+
 def _key(stage: Stage, work: Run) -> str:
-    """What a stage's result depends on: its options, its engines' weights, and the stages that made its input."""
+    """What a stage's result depends on: options, files, engines' weights, and the stages that made its input."""
     spec, options = work.spec, getattr(stage, "options", {})
     engines = [(n, e.use, sorted(e.options.items())) for n, e in spec.engines.items() if _mentions(options, n)]
     models = [str(e.options.get("model", "")) for n, e in spec.engines.items() if _mentions(options, n)]
@@ -129,14 +167,16 @@ def _key(stage: Stage, work: Run) -> str:
     inputs: list[object] = [(n, work.states.get(n, ""), others[n]) for n in named]
     if not named and not isinstance(stage, ImportStage | EvaluateStage):
         inputs = [*sorted(work.states.items())]
-    file = flow.file_hash(spec.folder / stage.path) if isinstance(stage, ImportStage) else ""
-    return content_id(spec.seed, stage.model_dump_json(), engines, weights, inputs, file)
+    paths = [stage.path] if isinstance(stage, ImportStage) else [v for v in options.values() if isinstance(v, str)]
+    files = [flow.content_hash(spec.folder / p) for p in paths]
+    return content_id(spec.seed, stage.model_dump_json(), engines, weights, inputs, files)
 
 
 def _weights(model: str) -> str:
+    """The content of local weights; a hub's or a server's name (qwen3:8b) stands for itself."""
     try:
-        return fingerprint(model)
-    except SpecError:  # a server's name for a model of its own, such as qwen3:8b
+        return fingerprint(model) if Path(resolve(model)).is_dir() else model
+    except SpecError:
         return model
 
 

@@ -136,7 +136,10 @@ def load_spec(path: Path) -> Spec:
     if not path.exists():
         there = [str(p) for p in (*path.parent.glob("*.yaml"), *specs_folder().glob("*.yaml"))]
         raise SpecError(f"no spec at {path}; {nearest(str(path), there)}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     try:
         raw, tree = yaml.load(text, Loader=_Yaml), yaml.compose(text, Loader=_Yaml)
     except yaml.YAMLError as error:
@@ -247,7 +250,10 @@ def _check_names(spec: Spec, path: Path, tree: yaml.Node) -> None:
 def _check_stage(stage: Stage, spec: Spec, checkpoints: set[str], filters: set[tuple[str, str]]) -> None:
     if isinstance(stage, GenerateStage | FilterStage | TrainStage | EvaluateStage):
         step = load_stage_step(stage, spec)
-        for option in ("engine", "judge", "model", "base"):
+        for value in getattr(step, "models", {}).values():
+            if value not in spec.engines:
+                raise SpecError(f"no engine {value!r}; {nearest(value, list(spec.engines))}")
+        for option in ("engine", "judge", "base"):
             value = getattr(step, option, "")
             if option in {"engine", "judge"} and value and value not in spec.engines:
                 raise SpecError(f"no engine {value!r}; {nearest(value, list(spec.engines))}")
@@ -258,6 +264,8 @@ def _check_stage(stage: Stage, spec: Spec, checkpoints: set[str], filters: set[t
             raise SpecError(f"{stage.on} is filtered by {stage_name(stage)} twice: give the second one a `name`")
         filters.add((stage.on, stage_name(stage)))
     if isinstance(stage, TrainStage):
+        if stage_name(stage) in checkpoints:
+            raise SpecError(f"two train stages are called {stage_name(stage)}: give the second one a `name`")
         checkpoints.add(stage_name(stage))
 
 

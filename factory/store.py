@@ -82,7 +82,7 @@ class Store:
         """Append plain rows (the journal's, the ledger's) in one transaction, stamped with the time."""
         now = _now()
         schema = self._schemas[table]
-        columns = {f.name: pa.array([row.get(f.name, now) for row in rows], f.type) for f in schema}
+        columns = {f.name: _array([row.get(f.name, now) for row in rows], f.type) for f in schema}
         with self.writing() as con:
             con.register("batch", pa.table(columns))
             con.execute(f"INSERT INTO {table} SELECT * FROM batch")
@@ -108,8 +108,10 @@ class Store:
     # --- reading -------------------------------------------------------------------------------------------------
 
     def finished(self, key: str) -> str:
-        """What a stage that is done made, or "" where it is not done."""
-        done = self.rows('SELECT output FROM stages WHERE "key" = ? ORDER BY rowid DESC LIMIT 1', [key])
+        """What a stage that is done made, or "" where it is not done, or was since done with other options."""
+        sql = """SELECT output FROM (FROM stages QUALIFY row_number() OVER
+                 (PARTITION BY stage, dataset ORDER BY created_at DESC, rowid DESC) = 1) WHERE "key" = ?"""
+        done = self.rows(sql, [key])
         return str(done[0][0]) if done else ""
 
     def imported(self, dataset: str) -> str:
@@ -186,7 +188,7 @@ class Store:
             try:
                 return duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
             except duckdb.Error as error:
-                busy = "lock" in str(error) or "different configuration" in str(error)
+                busy = _is_locked(str(error)) or "different configuration" in str(error)
                 if not busy or time.monotonic() > deadline:
                     raise _told(error, self.path) from error
             time.sleep(pause * random.random())
@@ -302,10 +304,14 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
+def _is_locked(text: str) -> bool:
+    return "Could not set lock" in text or "Conflicting lock" in text
+
+
 def _told(error: duckdb.Error, path: Path) -> StoreError | DataError:
     """The error as a person should read it: whose fault, and what to do."""
     text = str(error).strip()
-    if "lock" in text:
+    if _is_locked(text):
         return StoreError(f"{path} is held by another process for too long: close the program that keeps it open")
     if any(sign in text for sign in ("No space left", "Could not write", "File too large", "Out of disk")):
         free = shutil.disk_usage(path.parent).free // 2**20

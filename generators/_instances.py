@@ -22,6 +22,7 @@ _BLACKLIST = (
     "plot",
 )
 _MEDIA = ("video", "audio", "music", "flowchart", "diagram")
+_CHINESE_MEDIA = ("图片", "图像", "照片", "图表", "地图", "视频", "音频", "画一", "画出", "文件")
 _BANNED = {"paper": frozenset(_BLACKLIST), "alpaca": frozenset(_BLACKLIST + _MEDIA)}
 _NUMBERED = re.compile(r"^\s*\d{1,3}\s*[.)、．:]\s*(.+?)\s*$")
 _EXAMPLE = re.compile(r"^\s*(?:Example|示例|例子)\s*\d*\s*[.:：]?\s*$", re.MULTILINE | re.IGNORECASE)
@@ -47,17 +48,14 @@ class Task(NamedTuple):
 
 
 def numbered(text: str, cut: bool) -> tuple[list[str], list[str]]:
-    """(tasks, other lines) of a numbered list. A model may start in mid-line: its first line needs no number.
+    """(tasks, other lines) of a numbered list. Lines without a number, such as a preamble, are no tasks.
 
     A reply that was cut loses its last task, which may be half a sentence.
     """
     tasks, others = list[str](), list[str]()
-    for place, line in enumerate(line for line in text.splitlines() if line.strip()):
+    for line in filter(str.strip, text.splitlines()):
         found = _NUMBERED.match(line)
-        if found:
-            tasks.append(found[1])
-        else:
-            (tasks if place == 0 and re.match(r"\s*\d+\.\s*$", line) else others).append(line.strip())
+        (tasks if found else others).append(found[1] if found else line.strip())
     if cut and tasks:
         others.append(tasks.pop())
     return tasks, others
@@ -111,11 +109,11 @@ def instruction_fault(text: str, style: str) -> str:
         return "too_short"
     if len(tokens) > 150:
         return "too_long"
-    if _BANNED[style] & set(tokens):
+    if _BANNED[style] & set(tokens) or any(medium in text for medium in _CHINESE_MEDIA):
         return "needs_another_medium"
     if text.lower().startswith("write a program"):
         return "write_a_program"
-    if not text[0].isalnum():
+    if not text[0].isalnum() and text[0] not in "《「『“":
         return "starts_with_punctuation"
     return ""
 

@@ -46,7 +46,7 @@ class Respond:
             yield prompt
             if reply.finish_reason == "error":
                 failed += 1
-                yield Verdict(reply.key or reply.request.id, "respond", False, "engine_error", text=reply.error)
+                yield self._failure(prompt, reply)
             else:
                 answered += 1
                 yield self._completion(prompt, reply, engine)
@@ -57,6 +57,11 @@ class Respond:
         if self.system and prompt.messages[0].role != "system":
             return (Message("system", self.system), *prompt.messages)
         return prompt.messages
+
+    def _failure(self, prompt: Prompt, reply: Reply) -> Verdict:
+        """The verdict is on the call, not on the prompt, whose other answers may be good."""
+        call = reply.key or reply.request.id
+        return Verdict(call, "respond", False, "engine_error", evidence_id=prompt.id, text=reply.error)
 
     def _completion(self, prompt: Prompt, reply: Reply, engine: Engine) -> Completion:
         return Completion(

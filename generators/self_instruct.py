@@ -83,6 +83,8 @@ class SelfInstruct:
             yield from work.rows(tasks)
         for place, name in enumerate(_MEASURES):
             yield Metric(f"yield/self_instruct/{name}", work.count[name], place)
+        if short := self.accept - work.count["kept"]:
+            yield Metric("yield/self_instruct/short_by", short, len(_MEASURES))
 
     @property
     def _at_once(self) -> int:

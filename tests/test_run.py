@@ -49,7 +49,7 @@ def test_running_twice_asks_nothing_and_adds_nothing(tmp_path: Path, store: Stor
     said: list[str] = []
     run(spec, store, said.append)
     assert _content(store) == before
-    assert all("skipped" in line for line in said)
+    assert all("skipped" in line for line in said if not line.startswith("  audit")), "only audits are run again"
 
 
 def test_a_changed_stage_is_done_again_and_the_journal_answers_for_the_rest(tmp_path: Path, store: Store) -> None:

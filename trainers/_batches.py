@@ -5,6 +5,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 
 from factory.errors import DataError
 
@@ -57,6 +58,13 @@ def examples(rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int) ->
 def _rendered(row: dict[str, Any], tokenizer: Any, number: int) -> tuple[str, int, int]:
     """(text, start, end): the conversation, and where in it the completion and its end-of-turn token stand."""
     prompt, completion = _conversation(row, number)
+    try:
+        return _located(prompt, completion, tokenizer, number)
+    except TemplateError as error:
+        raise DataError(f"row {number}: the base's chat template refuses the conversation: {error}") from error
+
+
+def _located(prompt: list[dict[str, str]], completion: str, tokenizer: Any, number: int) -> tuple[str, int, int]:
     if tokenizer.chat_template is None:
         before = "\n".join(m["content"] for m in prompt) + "\n"
         text = before + completion + tokenizer.eos_token

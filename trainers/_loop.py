@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     save_steps: int
     seed: int
     half: bool
+    identity: str  # of the base and the rows: a state is resumed only for the same training
 
 
 def optimise(loaded: Loaded, data: Sequence[Example], heldout: Sequence[Example], loss: Loss, plan: Plan,
@@ -95,7 +96,6 @@ def optimise(loaded: Loaded, data: Sequence[Example], heldout: Sequence[Example]
         if plan.save_steps and step % plan.save_steps == 0 and step < steps:
             _keep(state, model, optimizer, step, plan)
     yield from _heldout(loaded, heldout, loss, plan, steps)
-    shutil.rmtree(state, ignore_errors=True)
 
 
 def _steps(plan: Plan, rows: int) -> int:

@@ -75,8 +75,14 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         raise DataError(f"no checkpoint written to {out}: {error}. Free some room and run again") from error
     if out.exists():
-        shutil.rmtree(out)
+        shutil.rmtree(out)  # an older checkpoint: `refuse_foreign` saw to that before the training
     partial.rename(out)
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise DataError where `out` is there and is no checkpoint: a trainer replaces checkpoints, nothing else."""
+    if out.exists() and not (out / "config.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is no checkpoint: name a new folder, so that nothing of yours is replaced")
 
 
 def sync(folder: Path) -> None:

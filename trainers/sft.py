@@ -4,6 +4,7 @@ L = sum_t m_t * (-log p(y_t | y_<t)) / N, m = 1 on completion tokens, N all of t
 are TRL's. Batches hold rows of like length, and logits are computed only for the positions that hold completions.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -13,13 +14,13 @@ from pydantic import Field
 
 from factory.errors import DataError
 from factory.options import step
-from factory.records import Metric
+from factory.records import Metric, content_id
 
 if TYPE_CHECKING:
     import datasets
     import torch
 
-    from trainers._batches import Batch
+    from trainers._batches import Batch, Example
 
 
 @step
@@ -75,33 +76,39 @@ class Sft:
 
         from trainers._batches import examples
         from trainers._loop import optimise
-        from trainers._models import half_precision, load, save, with_lora
+        from trainers._models import half_precision, load, refuse_foreign, save, with_lora
 
         _check_columns(data.column_names)
+        refuse_foreign(out)
         torch.manual_seed(self.seed)
         # 1. Model and data.
         loaded = load(self.base)
         rows, too_long = examples(data, loaded.tokenizer, self.max_length)
         yield Metric("rows_too_long", too_long)
         Random(self.seed).shuffle(rows)
-        held = round(len(rows) * self.eval_fraction)
+        held = min(round(len(rows) * self.eval_fraction), len(rows) - 1)
         if self.use_peft:
             model = with_lora(loaded.model, self.lora_r, self.lora_alpha, self.lora_dropout)
             loaded = loaded._replace(model=model)
         # 2. The optimisation.
         half = half_precision(loaded.device, self.bf16)
         state = out.with_name(f".{out.name}.state")
-        yield from optimise(loaded, rows[held:], rows[:held], _loss, self._plan(half), state)
+        yield from optimise(loaded, rows[held:], rows[:held], _loss, self._plan(half, rows), state)
         # 3. The checkpoint.
         save(loaded.model, loaded.tokenizer, out)
+        shutil.rmtree(state, ignore_errors=True)  # only now: a kill while saving costs no training
 
-    def _plan(self, half: bool) -> Any:
+    def _plan(self, half: bool, rows: "list[Example]") -> Any:
         from trainers._loop import Plan
+
+        tokens = [token for row in rows for token in row.ids]
+        lora = (self.lora_r, self.lora_alpha, self.lora_dropout) if self.use_peft else ()
+        identity = content_id(self.base, lora, len(rows), tokens)
 
         return Plan(
             self.learning_rate, self.num_train_epochs, self.max_steps, self.per_device_train_batch_size,
             self.gradient_accumulation_steps, self.lr_scheduler_type, self.warmup_ratio, self.weight_decay,
-            self.max_grad_norm, self.logging_steps, self.save_steps, self.seed, half,
+            self.max_grad_norm, self.logging_steps, self.save_steps, self.seed, half, identity,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any, Protocol
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as options
 
 from factory.errors import EngineError
@@ -17,10 +17,10 @@ from factory.records import NOTHING, FinishReason, Message, content_id
 class Sampling:
     """How to draw a reply. `schema` is a JSON schema that the reply must follow, where the engine can force it."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 512
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)  # 0: all tokens
+    max_tokens: int = Field(default=512, ge=1)
     presence_penalty: float = 0.0
     stop: tuple[str, ...] = ()
     schema: str = ""

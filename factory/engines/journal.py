@@ -6,7 +6,7 @@ That one table is the cache, the audit trail, the cost ledger and what a killed 
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -17,11 +17,11 @@ from factory.store import Store
 
 COMMIT_ROWS, COMMIT_SECONDS = 256, 1.0  # a kill loses at most what came in since the last commit
 LOOKUP_ROWS = 512
+Found = Iterator[tuple[Request, Reply | None]]  # requests, with the stored reply that answers them
 
 _FOUND = """
-SELECT "key", reply, finish_reason, prompt_tokens, completion_tokens, max_tokens FROM (
-    SELECT * FROM calls WHERE "key" IN (SELECT unnest(?)) AND error = ''
-    QUALIFY row_number() OVER (PARTITION BY "key" ORDER BY max_tokens DESC, created_at DESC) = 1)
+SELECT "key", reply, finish_reason, prompt_tokens, completion_tokens, max_tokens FROM calls
+WHERE "key" IN (SELECT unnest(?)) AND error = '' ORDER BY created_at, rowid
 """
 
 
@@ -32,6 +32,7 @@ class Journal:
         self.engine = engine
         self.store = store
         self.run_id = run_id
+        self.failures = 0
         store.prepare()
 
     @property
@@ -40,11 +41,15 @@ class Journal:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
         """Stored replies first come, new ones as their batch is committed. An error reply is never reused."""
-        ready: deque[Reply] = deque()  # found in the store, to be handed on at the next chance
+        source = iter(requests)
+        # 1. While the store answers all, no engine is needed: a resumed run streams through what it did before.
+        chunk = yield from self._answered_before(source)
+        # 2. From the first question that it cannot answer on, its answers ride along with the engine's.
+        ready: deque[Reply] = deque()
         fresh: list[Reply] = []
         committed = time.monotonic()
         try:
-            for reply in self.engine.generate(self._unanswered(requests, ready)):
+            for reply in self.engine.generate(self._unanswered(chunk, source, ready)):
                 fresh.append(replace(reply, key=self._key(reply.request)))
                 if len(fresh) >= COMMIT_ROWS or time.monotonic() - committed > COMMIT_SECONDS:
                     done, fresh, committed = fresh, [], time.monotonic()
@@ -62,24 +67,42 @@ class Journal:
     def _key(self, request: Request) -> str:
         return content_id("call", self.model, request.id)
 
-    def _unanswered(self, requests: Iterable[Request], ready: deque[Reply]) -> Iterator[Request]:
-        """Pass on the requests that the store cannot answer; its answers go to `ready`."""
+    def _answered_before(self, source: Iterator[Request]) -> Generator[Reply, None, Found]:
         if not self.store.rows("SELECT 1 FROM calls WHERE model = ? LIMIT 1", [self.model]):
-            yield from requests  # this model was never asked anything: there is nothing to look up
-            return
-        source, some = iter(requests), 1
-        while chunk := list(islice(source, some)):
-            some = LOOKUP_ROWS  # the first chunk is small, so that an engine starts at once
-            found = {row[0]: row for row in self.store.rows(_FOUND, [[self._key(r) for r in chunk]])}
-            for request in chunk:
-                row = found.get(self._key(request))
-                if row and _answers(row, request):
-                    ready.append(_reply(row, request))
+            return ((r, None) for r in source)  # never asked anything: there is nothing to look up
+        while chunk := self._looked_up(islice(source, LOOKUP_ROWS)):
+            if not all(reply for _, reply in chunk):
+                return iter(chunk)
+            yield from (reply for _, reply in chunk if reply)
+        return iter(())
+
+    def _looked_up(self, requests: Iterable[Request]) -> list[tuple[Request, Reply | None]]:
+        asked = list(requests)
+        rows = self.store.rows(_FOUND, [[self._key(r) for r in asked]]) if asked else []
+        found: dict[str, list[tuple[Any, ...]]] = {}
+        for row in rows:
+            found.setdefault(row[0], []).append(row)
+        return [
+            (r, next((_reply(row, r) for row in found.get(self._key(r), []) if _answers(row, r)), None)) for r in asked
+        ]
+
+    def _unanswered(self, chunk: Found, source: Iterator[Request], ready: deque[Reply]) -> Iterator[Request]:
+        """Pass on the requests that the store cannot answer; its answers go to `ready`."""
+        while True:
+            empty = True
+            for request, reply in chunk:
+                empty = False
+                if reply:
+                    ready.append(reply)
                 else:
                     yield request
+            chunk = iter(self._looked_up(islice(source, LOOKUP_ROWS)))
+            if empty:
+                return
 
     def _committed(self, replies: list[Reply]) -> list[Reply]:
         if replies:
+            self.failures += sum(r.finish_reason == "error" for r in replies)
             self.store.append_rows("calls", [_row(r, self.model, self.run_id) for r in replies])
         return replies
 

@@ -23,7 +23,8 @@ class Engines(Mapping[str, Engine]):
         self.run_id = run_id
         self.resolve = resolve
         self.budget = Budget(limits)
-        self._open: dict[str, Engine] = {}
+        self._open: dict[str, Journal] = {}
+        self.failed = 0
 
     def __getitem__(self, name: str) -> Engine:
         if name not in self._open:
@@ -36,12 +37,19 @@ class Engines(Mapping[str, Engine]):
     def __len__(self) -> int:
         return len(self.specs)
 
+    @property
+    def failures(self) -> int:
+        """How many requests were answered with an error so far."""
+        return self.failed + sum(j.failures for j in self._open.values())
+
     def close(self) -> None:
         """Close all that were opened; they open again when asked for."""
         while self._open:
-            self._open.popitem()[1].close()
+            journal = self._open.popitem()[1]
+            self.failed += journal.failures
+            journal.close()
 
-    def _opened(self, name: str) -> Engine:
+    def _opened(self, name: str) -> Journal:
         if name not in self.specs:
             raise SpecError(f"no engine {name!r}; {nearest(name, list(self.specs))}")
         spec = self.specs[name]

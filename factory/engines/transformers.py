@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from jinja2 import TemplateError
+
 from factory.engines.base import Reply, Request
 from factory.engines.checkpoints import fingerprint, resolve
 from factory.errors import EngineError
@@ -105,7 +107,7 @@ class TransformersEngine:
             rendered = [
                 self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats
             ]
-        except ValueError as error:
+        except (ValueError, TemplateError) as error:
             raise EngineError(f"model {self.model} cannot chat: {error}. Give it a chat template") from error
         coded = {
             True: iter(self.tokenizer(raw)["input_ids"] if raw else []),

@@ -17,12 +17,11 @@ WHERE NOT keep;
 CREATE OR REPLACE VIEW drops AS
 SELECT v.dataset, v.filter, v.reason, v.record_id, v.score, v.threshold, v.evidence_id,
        coalesce(nullif(v."text", ''), c."text", p.messages[-1].content) AS "text",
-       coalesce(ec."text", ep.messages[-1].content) AS evidence
+       coalesce((SELECT any_value(e."text") FROM completions e WHERE e.id = v.evidence_id),
+                (SELECT any_value(e.messages[-1].content) FROM prompts e WHERE e.id = v.evidence_id)) AS evidence
 FROM latest_verdicts v
 LEFT JOIN completions c ON c.id = v.record_id AND c.dataset = v.dataset
 LEFT JOIN prompts p ON p.id = v.record_id AND p.dataset = v.dataset
-LEFT JOIN completions ec ON ec.id = v.evidence_id AND ec.dataset = v.dataset
-LEFT JOIN prompts ep ON ep.id = v.evidence_id AND ep.dataset = v.dataset
 WHERE NOT v.keep;
 
 CREATE OR REPLACE VIEW kept_prompts AS
@@ -80,19 +79,20 @@ SELECT c.dataset, c.prompt_id, list(c."text" ORDER BY s.score DESC, c.id) AS com
 FROM kept_completions c
 JOIN (SELECT completion_id, avg(score) AS score FROM judgements WHERE other_id = '' AND score IS NOT NULL GROUP BY ALL) s
   ON s.completion_id = c.id
+ANTI JOIN dropped d ON d.record_id = c.prompt_id AND d.dataset = c.dataset
 GROUP BY c.dataset, c.prompt_id HAVING count(*) > 1;
 
 CREATE OR REPLACE VIEW step_labels AS
 SELECT s.dataset, c.prompt_id, s.completion_id, list(s."text" ORDER BY s."index") AS steps,
        list(s.label ORDER BY s."index") AS labels, list(s.soft_label ORDER BY s."index") AS soft_labels
-FROM steps s JOIN completions c ON c.id = s.completion_id AND c.dataset = s.dataset
+FROM steps s JOIN kept_completions c ON c.id = s.completion_id AND c.dataset = s.dataset
 GROUP BY s.dataset, c.prompt_id, s.completion_id;
 
 -- The waterfall: what each generator reported of its own yield, and what each filter let through.
 CREATE OR REPLACE VIEW yield AS
 WITH filters AS (
     SELECT dataset, filter, min(created_at) AS since, count(DISTINCT record_id) AS screened
-    FROM verdicts GROUP BY ALL HAVING bool_or(keep)
+    FROM verdicts GROUP BY ALL HAVING bool_or(keep) OR bool_and("text" = '')
 ), measures AS (
     SELECT stage AS dataset, split_part(name, '/', 2) || coalesce(' from ' || (meta->>'from'), '') AS stage,
            split_part(name, '/', 3) AS measure,
