@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -51,9 +52,10 @@ def results(store: Store, run_id: str, spec: Spec) -> None:
         print()
         table(*_waterfall(store))
     print(f"\nstore: {store.path} (run {run_id})\nnext:")
+    called = "factory" if shutil.which("factory") else sys.argv[0]
     for command, why in _NEXT:
         option = "" if store.path.name == "factory.duckdb" else f" --store {store.path}"
-        print(f"  {command}{option}  # {why}")
+        print(f"  {command.replace('factory', called, 1)}{option}  # {why}")
 
 
 def measurements(store: Store, spec: Spec) -> None:
