@@ -278,7 +278,8 @@ def _run_stage(stage: dict[str, Any], engines: Sequence[str], seed: int, store_p
     from factory.run import run as run_spec
     from factory.spec import parse_spec
 
-    raw = {"name": "by hand", "seed": seed, "engines": _engines(engines), "stages": [stage]}
+    name = " ".join(["by hand:", *(str(v) for k, v in stage.items() if k != "with")])
+    raw = {"name": name, "seed": seed, "engines": _engines(engines), "stages": [stage]}
     spec, store = parse_spec(raw), _store(store_path)
     run_spec(spec, store, lambda line: click.echo(line, err=True))
     report.measurements(store, spec)

@@ -6,6 +6,7 @@ was last done is skipped; a stage that was cut off is done again, and the journa
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from factory import audit, flow
 from factory.engines.budget import Budget
 from factory.engines.checkpoints import fingerprint, resolve
 from factory.engines.pool import Engines
-from factory.errors import FactoryError, SpecError
+from factory.errors import FactoryError, SpecError, StoreError
 from factory.records import content_id
 from factory.spec import (
     AuditStage,
@@ -64,8 +65,13 @@ class Run:
 
 def run(spec: Spec, store: Store, say: Say) -> str:
     """Do all stages that are not done yet; returns the run's id. Raises FactoryError, after which a run can go on."""
-    work = Run(spec, store, say, run_id())
     check_ahead(spec, store)
+    with alone(spec, store):
+        return _run(Run(spec, store, say, run_id()))
+
+
+def _run(work: Run) -> str:
+    spec, store, say = work.spec, work.store, work.say
     work.engines.budget = spent_before(store, spec)
     log_event(work, "started")
     try:
@@ -91,6 +97,26 @@ def run(spec: Spec, store: Store, say: Say) -> str:
         work.engines.close()
     log_event(work, "finished")
     return work.id
+
+
+@contextmanager
+def alone(spec: Spec, store: Store) -> Iterator[None]:
+    """Keep a second run of the same spec away from the same store: both would ask, and pay for, the same requests.
+
+    The operating system frees the lock with the process, however it ends. Raises StoreError where it is held.
+    """
+    import fcntl
+
+    path = checkpoints_folder(store) / f"{content_id(spec.name)[:8]}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another run of {spec.name!r} works on {store.path}: wait until it ends, or stop it"
+            ) from None
+        yield
 
 
 def check_ahead(spec: Spec, store: Store) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from factory.errors import BudgetError, DataError, SpecError
-from factory.run import run
+from factory.errors import BudgetError, DataError, SpecError, StoreError
+from factory.run import alone, run
 from factory.spec import load_spec
 from factory.store import Store
 from tests.specs_help import scripted_spec
@@ -110,3 +110,14 @@ def test_a_spec_in_another_encoding_is_told(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_bytes("name: 数据\n".encode("gbk"))
     with pytest.raises(SpecError, match="not UTF-8"):
         load_spec(tmp_path / "spec.yaml")
+
+
+def test_two_runs_of_one_spec_do_not_work_on_one_store_at_once(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "spec.yaml").write_text(_TWO)
+    _rows(tmp_path / "a.jsonl", "one")
+    _rows(tmp_path / "b.jsonl", "two")
+    spec = load_spec(tmp_path / "spec.yaml")
+    with alone(spec, store), pytest.raises(StoreError, match="another run of 'two' works on"):
+        run(spec, store, _quiet)
+    run(spec, store, _quiet)
+    assert store.rows("SELECT count(*) FROM completions") == [(2,)]
