@@ -71,25 +71,11 @@ def run(spec: Spec, store: Store, say: Say) -> str:
 
 
 def _run(work: Run) -> str:
-    spec, store, say = work.spec, work.store, work.say
-    work.engines.budget = spent_before(store, spec)
+    work.engines.budget = spent_before(work.store, work.spec)
     log_event(work, "started")
     try:
-        for stage in spec.stages:
-            key = _key(stage, work)
-            if (output := store.finished(key)) and _still_there(stage, output):
-                say(f"  {stage_title(stage)}: done before, skipped")
-            else:
-                started, failed = time.monotonic(), work.engines.failures
-                output = _do(stage, work, key)
-                say(f"  {stage_title(stage)}: {output} ({time.monotonic() - started:.1f} s)")
-                if missing := work.engines.failures - failed:
-                    say(f"    {missing:,} requests failed (FROM calls WHERE error <> ''): run again to ask them again")
-                else:
-                    store.finish(key, _place(stage), _touched(stage), output, work.id)
-            # every stage that fills a dataset counts for what reads it, not only the last
-            work.states[_touched(stage)] = content_id(work.states.get(_touched(stage), ""), key)
-            work.outputs[stage_name(stage)] = output
+        for stage in work.spec.stages:
+            _advance(stage, work)
     except FactoryError as error:
         log_event(work, "failed", str(error))
         raise
@@ -97,6 +83,23 @@ def _run(work: Run) -> str:
         work.engines.close()
     log_event(work, "finished")
     return work.id
+
+
+def _advance(stage: Stage, work: Run) -> None:
+    """Do one stage, unless the ledger says that it is done; a stage with failed requests stays open."""
+    key, title, started, failed = _key(stage, work), stage_title(stage), time.monotonic(), work.engines.failures
+    if (output := work.store.finished(key)) and _still_there(stage, output):
+        work.say(f"  {title}: done before, skipped")
+    else:
+        output = _do(stage, work, key)
+        work.say(f"  {title}: {output} ({time.monotonic() - started:.1f} s)")
+        if missing := work.engines.failures - failed:
+            work.say(f"    {missing:,} requests failed (FROM calls WHERE error <> ''): run again to ask them again")
+        else:
+            work.store.finish(key, _place(stage), _touched(stage), output, work.id)
+    # every stage that fills a dataset counts for what reads it, not only the last
+    work.states[_touched(stage)] = content_id(work.states.get(_touched(stage), ""), key)
+    work.outputs[stage_name(stage)] = output
 
 
 @contextmanager
@@ -271,8 +274,3 @@ def log_event(work: Run, event: str, detail: str = "") -> None:
         "detail": detail,
     }
     work.store.append_rows("run_events", [row])
-
-
-def stages_of(spec: Spec) -> Iterator[str]:
-    """The titles of a spec's stages."""
-    return (stage_title(s) for s in spec.stages)
