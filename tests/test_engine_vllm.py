@@ -95,7 +95,6 @@ def test_a_reply_says_how_it_ended(engine: VllmEngine, said: str) -> None:
         (Request(""), "cannot be empty"),
         (Request(()), "the conversation has no messages"),
         (Request(user("hi"), Sampling(schema="{no json")), "grammar"),
-        (Request(user("hi"), Sampling(temperature=-1)), "temperature"),
     ],
 )
 def test_a_request_it_cannot_answer_is_an_error_reply_and_the_others_are_answered(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from formats_help import Row, counts, only, read, real, said, saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from factory.errors import DataError
 from factory.formats import records
 from factory.formats.shapes import SHAPES
 from factory.records import Completion, Judgement, Prompt, Verdict, content_id
+from tests.formats_help import Row, counts, only, read, real, said, saved
 
 # --- shapes in -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import duckdb
 import pyarrow as pa
 import pytest
 import yaml
-from formats_help import Row, only, read, real, said
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from factory.errors import DataError, StoreError
 from factory.formats import Card, export
 from factory.formats.card import size_category
 from factory.records import Completion, Judgement, Message, Prompt, Verdict
+from tests.formats_help import Row, only, read, real, said
 
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 CARD = Card(name="helpful", query="FROM sft", store="factory.duckdb", generators=("self_instruct",), license="mit")

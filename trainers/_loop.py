@@ -62,40 +62,43 @@ def optimise(loaded: Loaded, data: Sequence[Example], heldout: Sequence[Example]
         rate = plan.learning_rate * _share(step - 1, steps, plan)
         for part in optimizer.param_groups:
             part["lr"] = rate
-        # 2. Gradients of the whole step, weighted by token, whatever the micro-batches.
-        model.train()
-        parts = [stacked(rows, loaded.tokenizer.pad_token_id, loaded.device) for rows in group]
-        targets = sum(p.targets for p in parts)
-        total, sums = 0.0, dict[str, float]()
-        for part_batch in parts:
-            with torch.autocast(loaded.device, torch.bfloat16, enabled=plan.half):
-                summed, more = loss(model, part_batch)
-            torch.autograd.backward(summed / max(targets, 1))
-            total += float(summed.detach())
-            sums = {k: sums.get(k, 0.0) + v for k, v in more.items()}
+        # 2. The gradients.
+        summed = _gradients(loaded, group, loss, plan.half)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, plan.max_grad_norm))
-        if not math.isfinite(total) or not math.isfinite(norm):
-            raise DataError(
-                f"step {step}: the loss is {total}. Lower learning_rate; the last saved state is in {state}"
-            )
+        if not math.isfinite(summed["loss"]) or not math.isfinite(norm):
+            told = f"step {step}: the loss is {summed['loss']}. Lower learning_rate; the last saved state is in {state}"
+            raise DataError(told)
         # 3. The step itself.
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seen += sum(int(p.mask.sum()) for p in parts)
+        seen += int(summed.pop("tokens"))
         # 4. Tell and save.
         if step % plan.logging_steps == 0 or step == steps:
             speed = seen / (time.monotonic() - started)
-            told = {
-                "loss": total / max(targets, 1),
-                "grad_norm": norm,
-                "learning_rate": rate,
-                "tokens_per_second": speed,
-            }
-            told |= {k: v / max(targets, 1) for k, v in sums.items()}
-            yield from (Metric(name, value, step) for name, value in told.items())
+            numbers = summed | {"grad_norm": norm, "learning_rate": rate, "tokens_per_second": speed}
+            yield from (Metric(name, value, step) for name, value in numbers.items())
         if plan.save_steps and step % plan.save_steps == 0 and step < steps:
             _keep(state, model, optimizer, step, plan)
     yield from _heldout(loaded, heldout, loss, plan, steps)
+
+
+def _gradients(loaded: Loaded, group: list[list[Example]], loss: Loss, half: bool) -> dict[str, float]:
+    """Add up the gradients of a step's micro-batches, weighted by token, so that their number changes nothing.
+
+    Returns means over the learned tokens (`loss` and what the loss reports beside it), and `tokens` seen.
+    """
+    loaded.model.train()
+    parts = [stacked(rows, loaded.tokenizer.pad_token_id, loaded.device) for rows in group]
+    targets = max(sum(p.targets for p in parts), 1)
+    sums = {"loss": 0.0}
+    for part in parts:
+        with torch.autocast(loaded.device, torch.bfloat16, enabled=half):
+            summed, more = loss(loaded.model, part)
+        torch.autograd.backward(summed / targets)
+        for name, value in ({"loss": float(summed.detach())} | more).items():
+            sums[name] = sums.get(name, 0.0) + value
+    means = {name: value / targets for name, value in sums.items()}
+    return means | {"tokens": float(sum(int(p.mask.sum()) for p in parts))}
 
 
 def _steps(plan: Plan, rows: int) -> int:
