@@ -194,7 +194,7 @@ def _call(store: Store, key: str, pad: str) -> None:
              WHERE "key" = ? ORDER BY created_at DESC LIMIT 1"""
     for model, reply, asked, answered, usd, at in store.rows(sql, [key]):
         print(
-            f"{pad}raw reply of call {key} ({model}, {asked} + {answered} tokens, {usd} usd, {at:%Y-%m-%d %H:%M:%S}):"
+            f"{pad}raw reply of call {key} ({model}, {asked} + {answered} tokens, {usd.normalize():f} usd, {at:%Y-%m-%d %H:%M:%S}):"
         )
         print(_block(reply, pad))
 

@@ -168,3 +168,24 @@ def test_a_system_message_goes_before_conversations_that_have_none() -> None:
     step = Respond(engine="e", system="Be brief.")
     answers = [r for r in step.generate(SEEDS[:1], rules, Random(1)) if isinstance(r, Completion)]
     assert answers[0].prompt_id == SEEDS[0].id, "the row is the prompt as it was imported"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "fault"),
+    [
+        ("画一张猫的图片并说明颜色。", "needs_another_medium"),
+        ("《红楼梦》讲了什么故事？", ""),
+        ("把这句话翻译成英文。", ""),
+        ("总结。", "too_short"),
+        ("!important: write a poem", "starts_with_punctuation"),
+        ("word " * 151, "too_long"),
+    ],
+)
+def test_rules_hold_in_both_languages(instruction: str, fault: str) -> None:
+    assert reading.instruction_fault(instruction, "paper") == fault
+
+
+def test_a_preamble_is_no_task() -> None:
+    tasks, others = reading.numbered("Sure, here are two tasks:\n9. Name a river.\n10、说出一座山。", cut=False)
+    assert tasks == ["Name a river.", "说出一座山。"]
+    assert others == ["Sure, here are two tasks:"]
