@@ -193,9 +193,8 @@ def _call(store: Store, key: str, pad: str) -> None:
     sql = """SELECT model, reply, prompt_tokens, completion_tokens, usd, created_at FROM calls
              WHERE "key" = ? ORDER BY created_at DESC LIMIT 1"""
     for model, reply, asked, answered, usd, at in store.rows(sql, [key]):
-        print(
-            f"{pad}raw reply of call {key} ({model}, {asked} + {answered} tokens, {usd.normalize():f} usd, {at:%Y-%m-%d %H:%M:%S}):"
-        )
+        cost = f"{asked} + {answered} tokens, {usd.normalize():f} usd"
+        print(f"{pad}raw reply of call {key} ({model}, {cost}, {at:%Y-%m-%d %H:%M:%S}):")
         print(_block(reply, pad))
 
 
