@@ -19,6 +19,7 @@ from factory.engines.budget import Budget
 from factory.engines.checkpoints import fingerprint, resolve
 from factory.engines.pool import Engines
 from factory.errors import FactoryError, SpecError, StoreError
+from factory.formats.layouts import layout
 from factory.records import content_id
 from factory.spec import (
     AuditStage,
@@ -123,11 +124,13 @@ def alone(spec: Spec, store: Store) -> Iterator[None]:
 
 
 def check_ahead(spec: Spec, store: Store) -> None:
-    """What would fail only after hours: datasets that nothing fills, audits that there are not. Raises SpecError."""
+    """What would fail only after hours: unfilled datasets, unknown audits and formats. Raises SpecError, DataError."""
     datasets_missing(spec, stored_datasets(store))
     for stage in spec.stages:
         if isinstance(stage, AuditStage):
             audit.chosen(stage.audit, spec.folder)
+        if isinstance(stage, ExportStage):
+            layout(stage.format, stage.kind)
 
 
 def spent_before(store: Store, spec: Spec) -> Budget:

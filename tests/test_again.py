@@ -121,3 +121,10 @@ def test_two_runs_of_one_spec_do_not_work_on_one_store_at_once(tmp_path: Path, s
         run(spec, store, _quiet)
     run(spec, store, _quiet)
     assert store.rows("SELECT count(*) FROM completions") == [(2,)]
+
+
+def test_an_unknown_export_format_is_told_before_anything_runs(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "spec.yaml").write_text(_TWO + "  - {export: train, to: out, for: tlr}\n")
+    with pytest.raises(DataError, match="trl"):
+        run(load_spec(tmp_path / "spec.yaml"), store, _quiet)
+    assert not store.path.exists()
