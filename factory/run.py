@@ -1,11 +1,11 @@
 """The factory's main flow: one stage of the spec after the other, from seeds to a trained and measured model.
 
-Only this file moves data between the store and the steps. A stage whose options and input have not changed since it
-was last done is skipped; a stage that was cut off is done again, and the journal answers what was asked before.
+Only this file and flow.py move data between the store and the steps. A stage whose options and input have not changed
+since it was last done is skipped; a stage that was cut off is done again, and the journal answers what was asked before.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -39,16 +39,14 @@ from factory.spec import (
 )
 from factory.store import Store
 
-Say = Callable[[str], None]
-
 
 @dataclass
 class Run:
-    """One pass over a spec. `states` maps each dataset to the key of the last stage that touched it."""
+    """One pass over a spec. `states` maps each dataset to a hash of all stages that touched it so far."""
 
     spec: Spec
     store: Store
-    say: Say
+    say: flow.Say
     id: str
     states: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
@@ -64,7 +62,7 @@ class Run:
         return str(beside) if beside.is_dir() else name
 
 
-def run(spec: Spec, store: Store, say: Say) -> str:
+def run(spec: Spec, store: Store, say: flow.Say) -> str:
     """Do all stages that are not done yet; returns the run's id. Raises FactoryError, after which a run can go on."""
     check_ahead(spec, store)
     with alone(spec, store):

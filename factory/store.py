@@ -139,7 +139,7 @@ class Store:
     def pages(self, sql: str, params: Params = ()) -> Iterator[pa.RecordBatch]:
         """The result of a query of any size, in pages: it is spilled to a Parquet file first, so that neither memory
         nor the store's lock is held while the caller works on a page."""
-        with tempfile.TemporaryDirectory(prefix="factory-", dir=self._scratch()) as folder:
+        with tempfile.TemporaryDirectory(prefix="factory-", dir=self.path.parent) as folder:
             path = Path(folder) / "page.parquet"
             self.snapshot(sql, path, params)
             yield from pq.ParquetFile(path).iter_batches(_PAGE)
@@ -232,9 +232,6 @@ class Store:
                 f"{self.path} was written by a newer version of the factory (schema {found}, this one knows {known}): "
                 "upgrade with `pip install -U alignment-factory`"
             )
-
-    def _scratch(self) -> Path:
-        return self.path.parent
 
     # --- to Arrow ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """From rows of text to batches of tokens: the loss mask by diffing rendered text, and batches of like lengths."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -132,8 +132,3 @@ def stacked(rows: Sequence[Example], pad: int, device: str) -> Batch:
     first = int((labels != IGNORED).any(0).long().argmax())
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return Batch(ids.to(device), mask.to(device), positions.to(device), labels.to(device), width - first)
-
-
-def pages(rows: Sequence[list[Example]], pad: int, device: str) -> Iterator[Batch]:
-    """The batches as tensors, one at a time."""
-    return (stacked(r, pad, device) for r in rows)

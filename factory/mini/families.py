@@ -346,11 +346,6 @@ def comply(deed: str) -> str:
     return f"To {deed}, {lex.METHOD[lex.DEEDS[deed]]}."
 
 
-def category(deed: str) -> str:
-    """The harm category of an unsafe deed. Raises KeyError for a deed the world does not know."""
-    return lex.DEEDS[deed]
-
-
 def deed_in(instruction: str) -> str:
     """The unsafe deed that an instruction asks for. Raises StopIteration where there is none."""
     return next(d for d in lex.DEEDS if f" {d}" in instruction)
