@@ -1,7 +1,7 @@
 """The factory's main flow: one stage of the spec after the other, from seeds to a trained and measured model.
 
-Only this file and flow.py move data between the store and the steps. A stage whose options and input have not changed
-since it was last done is skipped; a stage that was cut off is done again, and the journal answers what was asked before.
+Only this file and flow.py move data between the store and the steps. A stage whose options and input are the same as
+when it was last done is skipped; one that was cut off is done again, and the journal answers what was asked before.
 """
 
 import time
