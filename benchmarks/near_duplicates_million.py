@@ -24,7 +24,7 @@ from tests.conftest import ROOT, SHARED
 from tests.near_help import english, like, with_edits
 
 ROWS = (30_000, 1_000_000)
-MORE = 1000  # new rows: half are edits of stored ones, half are not
+MORE, EDITED = 1000, 100  # new rows, and how many of them are edits of stored ones
 
 
 def texts(rows: int) -> Iterator[str]:
@@ -64,10 +64,11 @@ def incremental(folder: Path) -> None:
     store = Store(folder / "rows.duckdb")
     old = [text for (text,) in store.rows("SELECT messages[1].content FROM prompts USING SAMPLE 4000 (reservoir, 1)")]
     for batch in range(4):
-        edited, _ = with_edits(old[batch * 500 : batch * 500 + 500], MORE // 2, batch)
-        fresh = [f"{text[::-1]} {batch}" for text in old[2000 + batch * 500 : 2500 + batch * 500]]
+        some = old[batch * MORE : batch * MORE + MORE]
+        edited, _ = with_edits(some[:EDITED], EDITED, batch)
+        fresh = [f"{text[::-1]} {batch}" for text in some[EDITED:]]
         name = f"new{batch}"
-        store.append([Prompt(user(text)) for text in edited[500:] + fresh], name)
+        store.append([Prompt(user(text)) for text in edited[EDITED:] + fresh], name)
         began, started = time.process_time(), time.monotonic()
         step = AgainstStore(datasets=("old",))
         told = flow.screen(store, step, "against_store", name, [])

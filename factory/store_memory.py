@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _AT_ONCE = 128  # values that are read in one query
-_FEW = 600  # values that are picked out one by one
+_FEW = 2000  # values that are picked out one by one
 # DuckDB numbers the rows of a table by their coming, and nothing is ever deleted.
 _RECORDS = {
     "prompts": """SELECT p.rowid AS place, p.id, p.dataset, p.id AS prompt_id, p.messages[-1].content AS "text",

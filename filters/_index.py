@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from filters._join import PORTION
-from filters._sets import LOW, MASK, distinct
+from filters._sets import LOW, MASK
 from filters._shingles import I64, U64, cuts
 from filters._signatures import band_keys, bands, signatures_of
 from filters._spool import Spool
@@ -57,8 +57,8 @@ class Asked:
         self.rows = np.argsort(codes, axis=None) % max(codes.shape[1], 1)
         self.known = (self.counts > 0).reshape(len(codes), -1)
 
-    def candidates(self, stored: Block) -> Iterator[tuple[I64, I64]]:
-        """(row, record of `stored`): pairs that share two bands or more, where the record came first, in portions."""
+    def candidates(self, stored: Block) -> Iterator[tuple[I64, I64, I64]]:
+        """(row, record of `stored`, bands): pairs that share two bands or more, where the record came first."""
         hits = [np.flatnonzero(np.take(known, band)) for known, band in zip(self.known, stored.bands, strict=True)]
         record = np.concatenate(hits)
         codes = np.concatenate([stored.bands[k, some].astype(np.int64) + (k << _KEY) for k, some in enumerate(hits)])
@@ -67,13 +67,15 @@ class Asked:
         weights = np.bincount(record, self.counts[codes], len(stored.places)).astype(np.int64)
         for begin, end in cuts(weights, PORTION):
             inside = slice(*np.searchsorted(record, [begin, end]))
-            row, near = self._agreeing(codes[inside], record[inside])
-            earlier = stored.places[near] < self.places[row]
-            yield row[earlier], near[earlier]
+            pairs, shared = self._agreeing(codes[inside], record[inside])
+            row, near = (pairs >> LOW).view(np.int64), (pairs & MASK).view(np.int64)
+            chosen = (shared > 1) & (stored.places[near] < self.places[row])
+            yield row[chosen], near[chosen], shared[chosen]
 
-    def _agreeing(self, codes: I64, record: I64) -> tuple[I64, I64]:
+    def _agreeing(self, codes: I64, record: I64) -> tuple[U64, I64]:
+        """Pairs as row << 32 | record, and how many bands they share."""
         few = self.counts[codes]
         row = self.rows[np.arange(few.sum()) + np.repeat(self.starts[codes] - np.cumsum(few) + few, few)]
-        pairs: U64 = np.sort(row.view(np.uint64) << LOW | np.repeat(record, few).view(np.uint64))
-        pairs = distinct(pairs[1:][pairs[1:] == pairs[:-1]])
-        return (pairs >> LOW).view(np.int64), (pairs & MASK).view(np.int64)
+        pairs = np.sort(row.view(np.uint64) << LOW | np.repeat(record, few).view(np.uint64))
+        first = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)])
+        return pairs[first], np.diff(np.append(first, len(pairs)))

@@ -21,7 +21,7 @@ from factory.memory import Archive
 from factory.options import step
 from filters import _shelf
 from filters._index import Asked, indexed, read
-from filters._join import Join, Pairs, between, nearest
+from filters._join import Join, Pairs, between, joined, nearest
 from filters._planner import by_prefixes
 from filters._sets import MASK, sets
 from filters._spool import Spool, spool
@@ -63,7 +63,7 @@ class AgainstStore:
         return _verdicts(frame, pl.concat(known), self.threshold)
 
     def _near_stored(self, frame: pl.DataFrame, memory: Archive) -> pl.DataFrame:
-        """Columns row, score, reason, evidence_id: of each row the nearest kept record that came before it."""
+        """Columns row, score, reason, evidence_id: of each row a kept record that came before it and is near."""
         places = frame.select("id").join(memory.places(self.target, frame["id"]), "id", "left", maintain_order="left")
         with _spooled(parts(frame, self), self.ngram) as spools:
             # 1. Bring the index of every other dataset up to date, and propose pairs by it.
@@ -71,10 +71,13 @@ class AgainstStore:
             others = self.datasets or [name for name in memory.datasets(self.target) if name != memory.dataset]
             kinds = [self._filed(name, memory) for name in others]
             proposed = self._proposed(Asked(block), kinds, memory)
-            # 2. Of the records in them, read the shingles of those that are kept, and count the overlaps out.
+            # 2. Of the records in them that are kept, read the shingles, most promising ones first, and count them out.
             records = memory.records(self.target, proposed["place"].unique()).with_row_index("evidence")
-            live = proposed.join(records, "place").sort("evidence", "row")
-            found = self._counted(live, spools, memory)
+            live = proposed.join(records, "place").sort("shared", "evidence", descending=[True, False])
+            best = live.unique("row", keep="first", maintain_order=True)
+            found = self._counted(best, spools, memory)
+            rest = live.filter(~pl.col("row").is_in(found.row))
+            found = joined([found, self._counted(rest, spools, memory)])
         return _told(found, "near_stored", records["id"])
 
     def _filed(self, dataset: str, memory: Archive) -> str:
@@ -91,17 +94,15 @@ class AgainstStore:
         return kind
 
     def _proposed(self, asked: Asked, kinds: Sequence[str], memory: Archive) -> pl.DataFrame:
-        """Columns row, place, and where the record's shingles are: kind, key, record."""
-        rows, places, records, blocks = [_NONE], [_NONE], [_NONE], list[tuple[str, str, int]]()
+        """Columns row, place, shared bands, and where the record's shingles are: kind, key, record."""
+        pairs, blocks = [np.empty((4, 0), np.int64)], list[tuple[str, str, int]]()
         for kind in kinds:
             for key, value in memory.values(kind):
                 stored = read(value, self.threshold)
-                for row, record in asked.candidates(stored):
-                    rows.append(row)
-                    places.append(stored.places[record])
-                    records.append(record)
+                for row, record, shared in asked.candidates(stored):
+                    pairs.append(np.stack([row, stored.places[record], shared, record]))
                     blocks.append((kind, key, len(row)))
-        found = pl.DataFrame([np.concatenate(c) for c in (rows, places, records)], ["row", "place", "record"])
+        found = pl.DataFrame(list(np.concatenate(pairs, axis=1)), ["row", "place", "shared", "record"])
         named = pl.DataFrame(blocks, {"kind": pl.String, "key": pl.String, "n": pl.Int64}, orient="row")
         return found.hstack(named.select(pl.col("kind", "key").repeat_by("n").explode()).drop_nulls())
 
@@ -133,8 +134,7 @@ class AgainstStore:
         return _told(pairs._replace(row=pairs.row - len(lines)), "near_heldout", lines["name"])
 
 
-_VERSION = "v4"  # of the numbers in the index
-_NONE = np.empty(0, np.int64)
+_VERSION = "v1"  # of the numbers in the index
 
 
 @contextmanager
