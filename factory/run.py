@@ -171,7 +171,7 @@ def _do(stage: Stage, work: Run, key: str) -> str:
             out = checkpoints_folder(work.store) / f"{stage_name(stage)}-{key[:8]}"
             return training.train(work.store, step, stage_name(stage), stage.on, out, work.id, work.say)
         case EvaluateStage():
-            step = load_stage_step(stage, work.spec)
+            step = load_stage_step(_placed(stage, work), work.spec)
             return flow.append(work.store, step.evaluate(work.engines), stage_name(stage), work.id)
         case ExportStage():
             return flow.export(work.store, stage.export, stage.kind, stage.format, Path(stage.to))
@@ -255,7 +255,7 @@ def _own(spec: Spec) -> list[str]:
 def _placed(stage: S, work: Run) -> S:
     """The stage with the checkpoints that its options name in their places."""
     options = dict(stage.options)
-    if options.get("base") and isinstance(stage, TrainStage | GenerateStage):
+    if options.get("base") and isinstance(stage, TrainStage | GenerateStage | EvaluateStage):
         options["base"] = resolve(work.resolve(str(options["base"])))
     if "reward" in options:
         options["reward"] = rewards.rewritten(options["reward"], lambda k, v: work.resolve(v) if k == "model" else v)
