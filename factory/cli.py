@@ -245,6 +245,16 @@ def train(step: str, on: str, base: str, out: Path, dry_run: bool, options: Sequ
     report.train(_store(store_path), step, _options(options), on, base, out, dry_run)
 
 
+@main.command()
+@click.argument("stage", required=False)
+@_STORE
+def diagnose(stage: str | None, store_path: str) -> None:
+    """Say in plain language how the newest training of a STAGE (by default of each) went, and what to try."""
+    from factory import report
+
+    report.diagnoses(_store(store_path), stage)
+
+
 @main.command(name="eval")
 @click.argument("step", default="mini")
 @_ENGINE

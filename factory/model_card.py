@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class ModelCard:
     rows_hash: str
     left_out: Mapping[str, int]
     metrics: Mapping[str, float]
+    diagnosis: Sequence[str] = ()
 
 
 def write_card(card: ModelCard, out: Path) -> None:
@@ -44,6 +45,7 @@ def _text(card: ModelCard, name: str) -> str:
     base = Path(str(card.options.get("base", ""))).name
     front = {"library_name": "transformers", "base_model": base, "tags": ["alignment-factory", card.trainer]}
     command = " ".join(["factory", *sys.argv[1:]]) if sys.argv[1:] else "(called from Python)"
+    found = ["", "## Diagnosis", "", *(f"- {said}" for said in card.diagnosis)] if card.diagnosis else []
     left_out = [f"- {count:,} rows were left out: {reason}" for reason, count in sorted(card.left_out.items())]
     return "\n".join([
         "---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {name}", "",
@@ -52,7 +54,7 @@ def _text(card: ModelCard, name: str) -> str:
         "```sql", card.query.strip(), "```", "", "## Command", "", "```", command, "```", "", "## Options", "",
         "```yaml", yaml.safe_dump(_plain(card.options), sort_keys=False, allow_unicode=True).strip(), "```", "",
         "## Last measurements", "", "| metric | value |", "|---|---|",
-        *(f"| {name} | {value:.6g} |" for name, value in sorted(card.metrics.items())), "",
+        *(f"| {name} | {value:.6g} |" for name, value in sorted(card.metrics.items())), *found, "",
     ])  # fmt: skip
 
 

@@ -13,7 +13,9 @@ import click
 
 from factory.audit import audit, chosen, told
 from factory.conformance import datasets, lines
+from factory.diagnosis import diagnose
 from factory.errors import DataError, nearest
+from factory.records import Metric
 from factory.spec import EvaluateStage, GenerateStage, ImportStage, Spec, load_stage_step, stage_name, stage_title
 from factory.steps import FOLDERS, load_step, step_help, step_names
 from factory.store import Store
@@ -323,6 +325,19 @@ def train(store: Store, name: str, options: dict[str, Any], on: str, base: str, 
     made = training.train(store, step, name, on, out, run_id(), lambda line: click.echo(line, err=True))
     if first:
         click.echo(made)
+
+
+def diagnoses(store: Store, stage: str | None) -> None:
+    """What the metrics of the newest training of a stage, or of each, say."""
+    names = [n for (n,) in store.rows("SELECT DISTINCT stage FROM metrics WHERE name = 'grad_norm' ORDER BY 1")]
+    if not names or stage not in (None, *names):
+        raise DataError(f"no training {stage or 'in this store'}; {nearest(stage or '', names)}")
+    for name in names if stage is None else [stage]:
+        sql = """SELECT name, value, step FROM metrics WHERE stage = $1 AND run_id = (
+                     SELECT last(run_id ORDER BY rowid) FROM metrics WHERE stage = $1 AND name = 'grad_norm')
+                 ORDER BY rowid"""
+        found = diagnose(Metric(*row) for row in store.rows(sql, [name]))
+        print("\n".join([f"{name}:", *(f"  {said}" for said in found or ["nothing looks wrong"])]))
 
 
 def masks(texts: Sequence[Sequence[tuple[str, bool]]]) -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory.diagnosis import diagnose
 from factory.errors import DataError
 from factory.flow import Say, append, content_hash, query
 from factory.model_card import ModelCard, options_of, write_card
@@ -41,12 +42,18 @@ def train(
             deque(records, maxlen=0)
             return str(out)
         append(store, _seen(_told(records, say), seen), name, run_id)
-        metrics = {r.name: r.value for r in seen if isinstance(r, Metric)}
+        measured = [r for r in seen if isinstance(r, Metric)]
+        metrics, diagnosis = {m.name: m.value for m in measured}, diagnose(measured)
+        for said in diagnosis:
+            say(f"    {said}")
         left_out = Counter(r.reason for r in seen if isinstance(r, Verdict))
         shown = sql if not params else sql.replace("?", f"'{params[0]}'")
         rows_hash = content_hash(path)
         write_card(
-            ModelCard(name, options_of(step), shown, store.path.name, len(data), rows_hash, left_out, metrics), out
+            ModelCard(
+                name, options_of(step), shown, store.path.name, len(data), rows_hash, left_out, metrics, diagnosis
+            ),
+            out,
         )
     return str(out)
 

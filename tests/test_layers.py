@@ -35,6 +35,7 @@ LAYERS = (
     ("factory.store_memory", "factory.rewards", "factory.scorers", "factory.ifd"),
     ("factory.store", "factory.engines", "factory.mini"),
     (
+        "factory.diagnosis",
         "factory.memory",
         "factory.model_card",
         "factory.options",

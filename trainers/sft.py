@@ -104,9 +104,18 @@ def _loss(noise: float) -> Any:
         with noisy(model, noise if model.training else 0.0):
             logps, hits = token_logps(model, batch)
         nll = -(summed(logps, batch.owners, len(batch.ends)) * batch.weights).sum()
-        return nll / max(totals["tokens"], 1e-9), {"mean_token_accuracy": (hits.sum(), len(hits))}
+        ended = hits[_lasts(batch.owners)]
+        told = {"mean_token_accuracy": (hits.sum(), len(hits)), "end_of_turn_accuracy": (ended.sum(), len(ended))}
+        return nll / max(totals["tokens"], 1e-9), told
 
     return loss
+
+
+def _lasts(owners: "torch.Tensor") -> "torch.Tensor":
+    """Which learned tokens are their sequence's last: the ends of turns."""
+    import torch
+
+    return torch.cat([owners[1:] != owners[:-1], owners.new_ones(min(1, len(owners)), dtype=torch.bool)])
 
 
 def _check_columns(names: list[str]) -> None:
