@@ -70,8 +70,8 @@ def network(seed: int = 0) -> Any:
     ))  # fmt: skip
 
 
-def reference(shares: Sequence[float], seed: int = 0) -> Any:
-    """A network that draws each letter with the given probability, whatever stands before it.
+def reference(shares: Sequence[float], seed: int = 0, end: float = -3.0) -> Any:
+    """A network that draws each letter with the given probability, whatever stands before it; `end` is log odds.
 
     One coordinate of all embeddings is the same and the layers begin by adding nothing, so the last hidden state has a
     constant in it, from which the output matrix makes the logits.
@@ -86,7 +86,7 @@ def reference(shares: Sequence[float], seed: int = 0) -> Any:
         model.lm_head.weight.zero_()
         first = len(_SPECIAL)
         model.lm_head.weight[:, 0] = -12.0 / hidden
-        model.lm_head.weight[1, 0] = -3.0 / hidden  # an answer may also end
+        model.lm_head.weight[1, 0] = end / hidden  # an answer may also end
         model.lm_head.weight[first : first + len(shares), 0] = torch.tensor(shares).log() / hidden
     return model
 

@@ -1,0 +1,135 @@
+"""What policy, reference and critic make of rollouts: log-probabilities at the temperature, entropies, values."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from factory.errors import DataError
+from trainers._batches import Batch, Example, cut, padded
+from trainers._losses import chosen_logps
+from trainers._models import Loaded, adapter_off, bare, check_head, head, hidden_states, load, scores, without_dropout
+from trainers._options import Training
+from trainers._policy_losses import entropy_of
+from trainers._rollouts import Floats, Rollout
+
+_ROWS = 1 << 13  # tokens whose entropies are computed at once
+
+
+def heated(model: Any, temperature: float) -> Callable[[Tensor], Tensor]:
+    """From hidden states to the logits that are drawn from."""
+    logits = head(model)
+    return logits if temperature == 1 else lambda hidden: logits(hidden) / temperature
+
+
+def token_logps(model: Any, batch: Batch, temperature: float) -> Tensor:
+    """log p of every learned token as it is drawn, (N,)."""
+    return chosen_logps(hidden_states(model, batch)[batch.sources], batch.wanted, heated(model, temperature))[0]
+
+
+def token_values(critic: Any, batch: Batch) -> Tensor:
+    """V before every learned token: what is still to come, (N,)."""
+    return scores(critic, batch, batch.sources)[:, 0]
+
+
+class Pass(NamedTuple):
+    """How rollouts are read in one go: most rows, most padded tokens (0: any), bfloat16 or not."""
+
+    rows: int
+    tokens: int
+    half: bool
+    temperature: float
+
+
+def logps_and_entropies(loaded: Loaded, rollouts: Sequence[Rollout], how: Pass) -> list[tuple[Floats, Floats]]:
+    """log p and the entropy of the choice at every token of every rollout."""
+
+    def measure(batch: Batch) -> tuple[Tensor, Tensor]:
+        hidden, logits = hidden_states(loaded.model, batch)[batch.sources], heated(loaded.model, how.temperature)
+        spread = [entropy_of(logits(part).float()) for part in hidden.split(_ROWS)]
+        return chosen_logps(hidden, batch.wanted, logits)[0], torch.cat(spread)
+
+    return [(one, other) for one, other in _read(loaded, rollouts, how, measure)]
+
+
+def reference_logps(reference: "Reference", rollouts: Sequence[Rollout], how: Pass) -> list[Floats]:
+    """log p of the frozen start."""
+    with reference.opened() as loaded:
+        found = _read(loaded, rollouts, how, lambda batch: (token_logps(loaded.model, batch, how.temperature),))
+    return [each for (each,) in found]
+
+
+def values_of(critic: Loaded, rollouts: Sequence[Rollout], how: Pass) -> list[Floats]:
+    """The critic's values before each token."""
+    return [each for (each,) in _read(critic, rollouts, how, lambda batch: (token_values(critic.model, batch),))]
+
+
+def _read(
+    loaded: Loaded, rollouts: Sequence[Rollout], how: Pass, measure: Callable[[Batch], tuple[Tensor, ...]]
+) -> list[tuple[Floats, ...]]:
+    """What `measure` gives for each rollout's own tokens, in their order."""
+    found = dict[int, tuple[Floats, ...]]()
+    examples: list[Example] = [r.example for r in rollouts]
+    loaded.model.eval()
+    autocast = torch.autocast(loaded.device, torch.bfloat16) if how.half else nullcontext()
+    with torch.no_grad(), autocast:
+        for part in cut(range(len(rollouts)), how.rows, how.tokens, lambda i: len(examples[i].ids)):
+            batch = padded([examples[i] for i in part], loaded.tokenizer.pad_token_id).to(loaded.device)
+            columns = [c.float().cpu().numpy() for c in measure(batch)]
+            edges = np.cumsum([len(rollouts[i].ids) for i in part])[:-1]
+            found |= dict(zip(part, zip(*(np.split(c, edges) for c in columns), strict=True), strict=True))
+    return [found[i] for i in range(len(rollouts))]
+
+
+# --- the frozen start ------------------------------------------------------------------------------------------------
+
+
+class Reference(NamedTuple):
+    """The policy before its first step: a copy, or the policy itself with its adapters off."""
+
+    loaded: Loaded
+    adapters_off: bool
+
+    @contextmanager
+    def opened(self) -> Iterator[Loaded]:
+        """The model to ask."""
+        with adapter_off(self.loaded.model) if self.adapters_off else nullcontext():
+            yield self.loaded
+
+
+def reference_of(policy: Loaded, options: Training, other: str) -> Reference:
+    """With LoRA the base under the adapters; else the base, or another checkpoint, once more and frozen."""
+    if options.use_peft and not other:
+        return Reference(policy, True)
+    loaded = load(other or options.base, attention=options.attn_implementation)
+    check_head(loaded)
+    without_dropout(loaded.model)
+    if bare(loaded.model).config.get_text_config().vocab_size != bare(policy.model).config.get_text_config().vocab_size:
+        raise DataError(f"ref_model {other!r} has other tokens than the base: its log-probabilities do not compare")
+    loaded.model.requires_grad_(False)
+    return Reference(loaded, False)
+
+
+# --- the critic ------------------------------------------------------------------------------------------------------
+
+
+def critic_of(options: Training, other: str) -> Loaded:
+    """A model of values: the base with a head of zeros, or a reward model with its head, on the scale of its scores."""
+    loaded = load(other or options.base, "sequence", 1, options.attn_implementation)
+    without_dropout(loaded.model)
+    if not other:
+        nn.init.zeros_(loaded.model.score.weight)
+    elif scale := getattr(loaded.model.config, "reward_scale", None):
+        _rescale(loaded.model.score, float(scale["mean"][0]), float(scale["std"][0]))
+    return loaded
+
+
+def _rescale(linear: nn.Linear, mean: float, std: float) -> None:
+    """(x - mean) / std, which is what rewards are read as, put into the head itself."""
+    with torch.no_grad():
+        before = linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
+        linear.bias = nn.Parameter((before - mean) / std)
+        linear.weight /= std
