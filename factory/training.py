@@ -15,6 +15,7 @@ from factory.errors import DataError
 from factory.flow import Say, append, content_hash, query
 from factory.model_card import ModelCard, options_of, write_card
 from factory.records import Metric, Verdict
+from factory.sinks import Board, board
 from factory.store import Store
 from factory.store_memory import StoreMemory
 
@@ -41,7 +42,8 @@ def train(
         if not first():
             deque(records, maxlen=0)
             return str(out)
-        append(store, _seen(_told(records, say), seen), name, run_id)
+        with board(getattr(step, "report_to", ()), out, run_id, options_of(step)) as shown_on:
+            append(store, _seen(_told(records, say), seen, shown_on), name, run_id)
         measured = [r for r in seen if isinstance(r, Metric)]
         metrics, diagnosis = {m.name: m.value for m in measured}, diagnose(measured)
         for said in diagnosis:
@@ -98,10 +100,14 @@ def _rows(store: Store, sql: str, params: list[str], out: Path, missing: str) ->
         shutil.rmtree(work)  # the store can give the rows again
 
 
-def _seen(records: Iterator[Metric | Verdict], seen: list[Metric | Verdict]) -> Iterator[Metric | Verdict]:
-    """Pass records on, and note them."""
+def _seen(
+    records: Iterator[Metric | Verdict], seen: list[Metric | Verdict], shown_on: Board
+) -> Iterator[Metric | Verdict]:
+    """Pass records on, note them, and show the metrics."""
     for record in records:
         seen.append(record)
+        if isinstance(record, Metric):
+            shown_on.note(record)
         yield record
 
 

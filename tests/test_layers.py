@@ -40,6 +40,7 @@ LAYERS = (
         "factory.model_card",
         "factory.options",
         "factory.resources",
+        "factory.sinks",
         "factory.stats",
         "factory.text",
         "factory.refusals",

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from factory.options import step
 
+Reporter = Literal["tensorboard", "trackio", "wandb"]
+
 
 @step
 class Training:
@@ -75,6 +77,8 @@ class Training:
     """Stop after so many measurements without a better one (0: never)."""
     logging_steps: int = Field(default=10, ge=1)
     """Metrics are given every so many steps, as means over them."""
+    report_to: Reporter | tuple[Reporter, ...] = ()
+    """Show the metrics elsewhere too while they come: tensorboard (in `runs` beside the checkpoint), trackio, wandb."""
     save_steps: int = Field(default=200, ge=0)
     """The state to resume from is written every so many steps (0: never)."""
     seed: int = 0
