@@ -61,6 +61,8 @@ def words(text: str) -> list[str]:
 
     On ASCII text these are exactly the tokens of ROUGE's own tokeniser.
     """
+    if text.isascii():  # white space is no word, so it needs no collapsing
+        return _ASCII_WORDS.findall(text.lower())
     text = normalise(text)
     return (_ASCII_WORDS if text.isascii() else _WORDS).findall(text)
 

@@ -137,6 +137,7 @@ STUB = (
     r")[^\n\[\]<>{}]{0,90}[>\])）】]\W*$"
     rf"|\n\s*<(?:{_MEDIA})[^\n<>]{{0,200}}>\W*$|\n\s*<img [^\n<>]{{0,200}}>\W*$"
 )
+ANY_LINK = r"https?://|www\."
 BARE_LINK = r"\n\s*(?:https?://|www\.)\S+\s*$"
 ABOUT_LINKS = (
     r"(?i)\burl|\buri\b|domain|hyperlink|link text|protocol|\bparse|\bextract|encod|decod|shorten|\bcode\b|python"
