@@ -236,13 +236,20 @@ def rethreshold(name: str, on: str, threshold: float, store_path: str) -> None:
 @click.option("--base", required=True, help="The checkpoint to start from.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The checkpoint's folder.")
 @click.option("--dry-run", is_flag=True, help="Train nothing: print the first batch, what is learned in colour.")
+@_ENGINE
 @_WITH
 @_STORE
-def train(step: str, on: str, base: str, out: Path, dry_run: bool, options: Sequence[str], store_path: str) -> None:
-    """Train: STEP is sft, reward, dpo ... In several processes: `torchrun -m factory.cli train ...`."""
+def train(
+    step: str, on: str, base: str, out: Path, dry_run: bool, engines: Sequence[str], options: Sequence[str],
+    store_path: str,
+) -> None:  # fmt: skip
+    """Train: STEP is sft, reward, dpo, ppo ... In several processes: `torchrun -m factory.cli train ...`.
+
+    A reward that is a judge, --with reward='{"judge": "strong"}', is asked through --engine strong=USE:MODEL.
+    """
     from factory import report
 
-    report.train(_store(store_path), step, _options(options), on, base, out, dry_run)
+    report.train(_store(store_path), step, _options(options), on, base, out, dry_run, _engines(engines))
 
 
 @main.command()

@@ -59,5 +59,7 @@ def _text(card: ModelCard, name: str) -> str:
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    return plain | {"base": Path(str(options.get("base", ""))).name}
+    """As YAML holds them; a reward by its name, and a checkpoint without the folders above it."""
+    plain = {k: list(v) if isinstance(v, tuple) else getattr(v, "name", v) for k, v in options.items()}
+    named = {k: Path(str(options[k])).name for k in ("value_model", "ref_model") if options.get(k)}
+    return plain | named | {"base": Path(str(options.get("base", ""))).name}

@@ -310,19 +310,29 @@ def _block(text: str, pad: str) -> str:
     return "\n".join(f"{pad}    {line}" for line in text.split("\n"))
 
 
-def train(store: Store, name: str, options: dict[str, Any], on: str, base: str, out: Path, dry_run: bool) -> None:
+def train(
+    store: Store, name: str, options: dict[str, Any], on: str, base: str, out: Path, dry_run: bool,
+    engines: Mapping[str, Mapping[str, str]],
+) -> None:  # fmt: skip
     """Train by hand: on a dataset, a query, or a file, which becomes a dataset of its own first."""
     from factory import flow, training
+    from factory.engines.budget import Limits
     from factory.engines.checkpoints import resolve
+    from factory.engines.pool import Engines
     from factory.run import run_id
+    from factory.spec import EngineSpec
 
     step, first = load_step("train", name, options | {"base": resolve(base)}), training.first()
+    specs = {key: EngineSpec.model_validate(value) for key, value in engines.items()}
     if Path(on).is_file() and first:
         click.echo(f"{on}: {flow.import_file(store, Path(on), on)}", err=True)
     if dry_run:
         masks(training.preview(store, step, name, on, out))
         return
-    made = training.train(store, step, name, on, out, run_id(), lambda line: click.echo(line, err=True))
+    id_ = run_id()
+    pool = Engines(specs, Limits(), store, id_, lambda model: model)
+    made = training.train(store, step, name, on, out, id_, lambda line: click.echo(line, err=True), pool)
+    pool.close()
     if first:
         click.echo(made)
 

@@ -41,7 +41,8 @@ from factory.spec import (
 from factory.store import Store
 from factory.thresholds import BY_HAND
 
-S = TypeVar("S", GenerateStage, TrainStage)
+S = TypeVar("S", GenerateStage, TrainStage, EvaluateStage)
+_CHECKPOINTS, _REWARDS = ("base", "value_model", "ref_model"), ("reward", "gold")  # options that name weights
 
 
 @dataclass
@@ -169,7 +170,7 @@ def _do(stage: Stage, work: Run, key: str) -> str:
             work.engines.close()  # the trainer needs the memory
             step = load_stage_step(_placed(stage, work), work.spec)
             out = checkpoints_folder(work.store) / f"{stage_name(stage)}-{key[:8]}"
-            return training.train(work.store, step, stage_name(stage), stage.on, out, work.id, work.say)
+            return training.train(work.store, step, stage_name(stage), stage.on, out, work.id, work.say, work.engines)
         case EvaluateStage():
             step = load_stage_step(_placed(stage, work), work.spec)
             return flow.append(work.store, step.evaluate(work.engines), stage_name(stage), work.id)
@@ -195,9 +196,9 @@ def _key(stage: Stage, work: Run) -> str:
     spec, options = work.spec, getattr(stage, "options", {})
     engines = [(n, e.use, sorted(e.options.items())) for n, e in spec.engines.items() if _mentions(options, n)]
     models = [str(e.options.get("model", "")) for n, e in spec.engines.items() if _mentions(options, n)]
-    models += [str(options.get("base", ""))]
+    models += [str(options.get(name, "")) for name in _CHECKPOINTS]
     weights = [_weights(work.resolve(m)) for m in models if m]
-    weights += [_rewarded(kind, value, work) for kind, value in rewards.named(options.get("reward"))]
+    weights += [_rewarded(k, v, work) for name in _REWARDS for k, v in rewards.named(options.get(name))]
     named = datasets_read(stage)
     others = {n: _by_hand(stage, n, work) for n in named}
     inputs: list[object] = [(n, work.states.get(n, ""), others[n]) for n in named]
@@ -255,10 +256,11 @@ def _own(spec: Spec) -> list[str]:
 def _placed(stage: S, work: Run) -> S:
     """The stage with the checkpoints that its options name in their places."""
     options = dict(stage.options)
-    if options.get("base") and isinstance(stage, TrainStage | GenerateStage | EvaluateStage):
-        options["base"] = resolve(work.resolve(str(options["base"])))
-    if "reward" in options:
-        options["reward"] = rewards.rewritten(options["reward"], lambda k, v: work.resolve(v) if k == "model" else v)
+    for name in _CHECKPOINTS:
+        if options.get(name) and isinstance(stage, TrainStage | GenerateStage | EvaluateStage):
+            options[name] = resolve(work.resolve(str(options[name])))
+    for name in [n for n in _REWARDS if n in options]:
+        options[name] = rewards.rewritten(options[name], lambda k, v: work.resolve(v) if k == "model" else v)
     return stage.model_copy(update={"options": options})
 
 

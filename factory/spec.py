@@ -253,16 +253,17 @@ def _check_stage(stage: Stage, spec: Spec, checkpoints: set[str], filters: set[t
         for value in getattr(step, "models", {}).values():
             if value not in spec.engines:
                 raise SpecError(f"no engine {value!r}; {nearest(value, list(spec.engines))}")
-        reward = getattr(step, "reward", None)
+        rewards = [r for name in ("reward", "gold") if (r := getattr(step, name, None))]
         engines: tuple[str, ...] = ("engine", "weak", "strong", "rollout", "judge")
         engines += () if isinstance(stage, FilterStage) else ("target",)  # a filter's target is what it looks at
         asked = [getattr(step, option, "") for option in engines]
         models = [judge for judge in getattr(step, "judges", ()) if ":" not in judge]  # the others are rules
-        for value in [*asked, models, getattr(reward, "judges", ())]:  # one engine, or several
+        for value in [*asked, models, *(getattr(r, "judges", ()) for r in rewards)]:  # one engine, or several
             for name in [value] if isinstance(value, str) else value:
                 if name and name not in spec.engines:
                     raise SpecError(f"no engine {name!r}; {nearest(name, list(spec.engines))}")
-        for base in [str(getattr(step, "base", "")), *getattr(reward, "models", ())]:
+        named = [str(getattr(step, option, "")) for option in ("base", "value_model", "ref_model")]
+        for base in [*named, *(model for r in rewards for model in getattr(r, "models", ()))]:
             if base.startswith("@") and base[1:] not in checkpoints:
                 raise SpecError(f"no earlier train stage makes {base!r}; {nearest(base[1:], list(checkpoints))}")
     if isinstance(stage, FilterStage):

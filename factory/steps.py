@@ -3,7 +3,7 @@
 `generate: self_instruct` is class `SelfInstruct` in `generators/self_instruct.py`; nothing else lists it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from factory.engines.base import Engine
 from factory.errors import SpecError, nearest
 from factory.memory import Archive, Memory
-from factory.records import Answered, Metric, Prompt, Record, Verdict
+from factory.records import Answered, Completion, Metric, Prompt, Record, Verdict
+from factory.rewards import Judge
 from factory.rewards import placed as placed_reward
 
 if TYPE_CHECKING:
@@ -110,9 +111,21 @@ class Trainer(Protocol):
         """The checkpoint that it starts from."""
         ...
 
-    def train(self, data: "datasets.Dataset", out: Path) -> Iterator[Metric | Verdict]:
+    def train(self, data: "datasets.Dataset", out: Path) -> Iterator[Record]:
         """Train and write a checkpoint to `out`; metrics come as they are measured, and verdicts on rows that were left
         out. Goes on from a state that a run which was cut off left beside `out`."""
+        ...
+
+
+Ask = Callable[[Judge, Sequence[tuple[Prompt, Completion]]], list[float | None]]  # a judge's scores, by its engine
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A trainer that learns from rewards of its own answers, of which a judge may be one. Its answers are records."""
+
+    def train_asking(self, data: "datasets.Dataset", out: Path, ask: Ask | None) -> Iterator[Record]:
+        """As `Trainer.train`, with engines to ask."""
         ...
 
 

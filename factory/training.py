@@ -4,37 +4,47 @@ import os
 import shutil
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from random import Random
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from factory.diagnosis import diagnose
+from factory.engines.base import Engine
 from factory.errors import DataError
 from factory.flow import Say, append, content_hash, query
 from factory.model_card import ModelCard, options_of, write_card
-from factory.records import Metric, Verdict
+from factory.records import Answered, Completion, Judgement, Metric, Prompt, Record, Verdict
+from factory.rewards import Judge
 from factory.sinks import Board, board
 from factory.store import Store
 from factory.store_memory import StoreMemory
 
 if TYPE_CHECKING:
-    from factory.steps import Trainer
+    from factory.steps import Ask, Trainer
+
+_TOLD = {"loss", "eval_loss", "objective/scores", "objective/kl", "objective/gold"}
 
 
 def train(
-    store: Store, step: "Trainer", name: str, on: str, out: Path, run_id: str = "", say: Say = lambda line: None
-) -> str:
+    store: Store, step: "Trainer", name: str, on: str, out: Path, run_id: str = "", say: Say = lambda line: None,
+    engines: Mapping[str, Engine] | None = None,
+) -> str:  # fmt: skip
     """Train on a dataset's view or a query's result; returns the checkpoint's folder. Metrics are stored.
 
     Of several processes (torchrun, accelerate launch) the first reads the store, writes to it, and writes the card.
     """
-    from factory.steps import Recalling
+    from factory.steps import Asking, Recalling
 
     sql, params = query(on, step.view)
     with _rows(store, sql, params, out, f"train {name}: no rows in {on!r}") as (data, path):
-        if isinstance(step, Recalling):
+        records: Iterator[Record]
+        if isinstance(step, Asking):
+            records = step.train_asking(data, out, asking(engines) if engines else None)
+        elif isinstance(step, Recalling):
             records = step.train_with(data, out, StoreMemory(store, name))
         else:
             records = step.train(data, out)
@@ -58,6 +68,24 @@ def train(
             out,
         )
     return str(out)
+
+
+def asking(engines: Mapping[str, Engine]) -> "Ask":
+    """What asks a judge for its scores of answers, each on its own; None where it gave none that could be read."""
+    from factory.steps import load_step
+
+    def ask(part: Judge, rows: Sequence[tuple[Prompt, Completion]]) -> list[float | None]:
+        sampling = {"temperature": 0.0, "max_tokens": part.max_tokens}
+        options = {"how": "pointwise", "aspects": part.aspects, "reference": part.reference, "judge_sampling": sampling}
+        step, found = load_step("generate", "judge", {"judge": part.judge, **options}), dict[str, dict[str, float]]()
+        answered = (Answered(prompt, (completion,)) for prompt, completion in rows)
+        for record in step.review(answered, engines, Random(0)):
+            if isinstance(record, Judgement) and record.score is not None:
+                found.setdefault(record.completion_id, {})[record.aspect] = record.score
+        scores = [found.get(completion.id, {}) for _, completion in rows]
+        return [fmean(s.values()) if len(s) == len(part.aspects) else None for s in scores]
+
+    return ask
 
 
 def preview(store: Store, step: "Trainer", name: str, on: str, out: Path) -> list[list[tuple[str, bool]]]:
@@ -100,24 +128,23 @@ def _rows(store: Store, sql: str, params: list[str], out: Path, missing: str) ->
         shutil.rmtree(work)  # the store can give the rows again
 
 
-def _seen(
-    records: Iterator[Metric | Verdict], seen: list[Metric | Verdict], shown_on: Board
-) -> Iterator[Metric | Verdict]:
+def _seen(records: Iterator[Record], seen: list[Metric | Verdict], shown_on: Board) -> Iterator[Record]:
     """Pass records on, note them, and show the metrics."""
     for record in records:
-        seen.append(record)
+        if isinstance(record, Metric | Verdict):
+            seen.append(record)
         if isinstance(record, Metric):
             shown_on.note(record)
         yield record
 
 
-def _told(records: Iterator[Metric | Verdict], say: Say) -> Iterator[Metric | Verdict]:
+def _told(records: Iterator[Record], say: Say) -> Iterator[Record]:
     """Pass records on, and tell the losses and how many rows were left out on the way."""
     skipped = Counter[str]()
     for record in records:
         if isinstance(record, Verdict):
             skipped[record.reason] += 1
-        elif record.name in {"loss", "eval_loss"}:
+        elif isinstance(record, Metric) and record.name in _TOLD:
             say(f"    step {record.step}: {record.name} {record.value:.4f}")
         yield record
     if skipped:

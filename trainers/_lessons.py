@@ -1,4 +1,4 @@
-"""From rollouts to what is learned of them: matrices over all answers, lessons of single answers, batches of lessons."""
+"""From rollouts to what is learned: matrices over all answers, lessons of single answers, batches of lessons."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,8 +93,8 @@ def lessons(found: Rolled, advantages: Tensor, returns: Tensor | None = None, be
     returns = torch.zeros_like(advantages) if returns is None else returns
     made = []
     for place, each in enumerate(found.of):
-        rows = (m[place, : len(each.old)].numpy() for m in (advantages, returns))
-        made.append(Lesson(each.rollout.example, each.old, each.ref, *rows, each.values, beta))
+        advantage, gain = (m[place, : len(each.old)].numpy() for m in (advantages, returns))
+        made.append(Lesson(each.rollout.example, each.old, each.ref, advantage, gain, each.values, beta))
     return [tuple(made[i : i + found.size]) for i in range(0, len(made), found.size)]
 
 
@@ -129,11 +129,12 @@ def collated(groups: Sequence[Group], pad: int) -> LessonBatch:
         return torch.from_numpy(np.concatenate([getattr(lesson, name) for lesson in flat]))
 
     counts = torch.tensor([len(lesson.old) for lesson in flat])
-    alone = len(flat) == len(groups)
+    if len(flat) == len(groups):
+        text = padded([lesson.example for lesson in flat], pad)
+    else:
+        text = grouped([[lesson.example for lesson in group] for group in groups], pad)
     return LessonBatch(
-        padded([lesson.example for lesson in flat], pad) if alone
-        else grouped([[lesson.example for lesson in group] for group in groups], pad),
-        *(column(name) for name in ("old", "ref", "advantages", "returns", "values")),
+        text, column("old"), column("ref"), column("advantages"), column("returns"), column("values"),
         counts.repeat_interleave(counts).float(), flat[0].beta,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ which was cut off ends in the same bits. The first process alone yields rows; al
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -213,7 +213,7 @@ class Course:
 
     # --- 2. watch ----------------------------------------------------------------------------------------------------
 
-    def _watched(self, found: Rolled, step: int) -> Iterator[Any]:
+    def _watched(self, found: Rolled, step: int) -> Generator[Record, None, bool]:
         """Show the guard what was read, and do what it asks for; returns whether to stop."""
         stop = False
         alarms = self.guard.watch(reading(found, step))

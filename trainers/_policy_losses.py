@@ -1,4 +1,4 @@
-"""What PPO, GRPO and RLOO compute, as pure functions. Shapes: S answers of at most T tokens, N learned tokens of a batch.
+"""What PPO, GRPO and RLOO compute, as pure functions. Shapes: S answers of at most T tokens, N learned tokens.
 
 Matrices (S, T) are padded on the right; `real` (S, T) says which tokens are there. As in `_losses.py` nothing is
 divided by the size of a batch: a loss gives one number for each token, and the loop divides their weighted sum.

@@ -49,7 +49,7 @@ def logps_and_entropies(loaded: Loaded, rollouts: Sequence[Rollout], how: Pass) 
 
     def measure(batch: Batch) -> tuple[Tensor, Tensor]:
         hidden, logits = hidden_states(loaded.model, batch)[batch.sources], heated(loaded.model, how.temperature)
-        spread = [entropy_of(logits(part).float()) for part in hidden.split(_ROWS)]
+        spread = [entropy_of(logits(part).float()) for part in torch.split(hidden, _ROWS)]
         return chosen_logps(hidden, batch.wanted, logits)[0], torch.cat(spread)
 
     return [(one, other) for one, other in _read(loaded, rollouts, how, measure)]

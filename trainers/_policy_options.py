@@ -15,7 +15,7 @@ class PolicyTraining(Training, Guarding):
     """How answers are drawn and rewarded, how they are learned, and what is watched meanwhile."""
 
     reward: RewardOption
-    """What is learned: {rule: exact}, {model: DIR}, {judge: ENGINE}, {sql: "..."}, {python: "f.py:score"}, or a list."""
+    """What is learned: {rule: exact}, {model: DIR}, {judge: NAME}, {sql: "..."}, {python: "f.py:score"}, or a list."""
     gold: RewardOption | None = None
     """A reward that is measured on the same answers and never learned: the proxy may rise while it falls."""
     gold_steps: int = Field(default=1, ge=1)

@@ -43,7 +43,7 @@ class Rewarder:
         self.scorers: dict[int, Scorer] = {i: opened(p) for i, p in enumerate(reward.parts) if not isinstance(p, Judge)}
 
     def rate(self, answers: Sequence[Answer]) -> list[Rated | None]:
-        """The rewards of answers; None where a judge gave none. Raises DataError, with the row, where another has none."""
+        """The rewards of answers; None where a judge gave none. Raises DataError, with the row, for other gaps."""
         if not answers:
             return []
         columns = [self._part(place, part, answers) for place, part in enumerate(self.reward.parts)]
