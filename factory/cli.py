@@ -239,17 +239,14 @@ def rethreshold(name: str, on: str, threshold: float, store_path: str) -> None:
 @_ENGINE
 @_WITH
 @_STORE
-def train(
-    step: str, on: str, base: str, out: Path, dry_run: bool, engines: Sequence[str], options: Sequence[str],
-    store_path: str,
-) -> None:  # fmt: skip
+def train(step: str, options: Sequence[str], engines: Sequence[str], store_path: str, **asked: Any) -> None:
     """Train: STEP is sft, reward, dpo, ppo ... In several processes: `torchrun -m factory.cli train ...`.
 
     A reward that is a judge, --with reward='{"judge": "strong"}', is asked through --engine strong=USE:MODEL.
     """
     from factory import report
 
-    report.train(_store(store_path), step, _options(options), on, base, out, dry_run, _engines(engines))
+    report.train(_store(store_path), step, _options(options), engines=_engines(engines), **asked)
 
 
 @main.command()
@@ -314,11 +311,16 @@ def export(what: str, to: Path, fmt: str, kind: str, store_path: str) -> None:
 
 
 @main.command()
+@click.option(
+    "--learn", is_flag=True, help="Train in small worlds whose answers are known; exit code 1 if one is wrong."
+)
 @_STORE
-def doctor(store_path: str) -> None:
-    """Look at the environment: versions, devices, engines, the store."""
-    from factory import report
+def doctor(learn: bool, store_path: str) -> None:
+    """Look at the environment: versions, devices, engines, the store; or prove that every trainer learns here."""
+    from factory import learns, report
 
+    if learn:
+        sys.exit(0 if learns.proved(lambda line: click.echo(line, err=True)) else 1)
     report.environment(_store(store_path))
 
 

@@ -115,6 +115,18 @@ MUTATIONS = {
                           "return _smoothed(p.delta - o.margin, o.smoothing)"),
     "dpo: weights are ignored": ("dpo", "dpo.py", "settings) * weights).sum()", "settings)).sum()"),
     "dpo: the reference learns too": ("dpo", "dpo.py", "batch.square(batch.reference)", "sums * 1.0"),
+    "ppo: the KL's sign": ("ppo", "_policy_losses.py", "rewards = -coefficient * kl", "rewards = coefficient * kl"),
+    "ppo: the KL is dropped": ("ppo", "_policy_losses.py", "rewards = -coefficient * kl", "rewards = 0.0 * kl"),
+    "ppo: the KL counts twice": ("ppo", "_policy_losses.py", "rewards = -coefficient", "rewards = -2 * coefficient"),
+    "ppo: the score stands behind the end": ("ppo", "_policy_losses.py", "last = real.sum(1) - 1",
+                                             "last = real.sum(1).clamp(max=real.shape[1] - 1)"),
+    "ppo: the ratio is to the reference": ("ppo", "_lessons.py", "Lesson(each.rollout.example, each.old,",
+                                           "Lesson(each.rollout.example, each.ref,"),
+    "rloo: drawn at another heat": ("rloo", "_rollouts.py", "chance[rows, place], how.temperature)",
+                                    "chance[rows, place], 1.0)"),
+    "rloo: its own reward in the baseline": ("rloo", "_policy_losses.py", "(rewards.sum(1, keepdim=True) - rewards) / others",
+                                             "rewards.mean(1, keepdim=True)"),
+    "grpo: the KL is dropped": ("grpo", "_policy_loss.py", "each + batch.beta * kl_of(", "each + 0.0 * kl_of("),
     "all: the loss is not divided": ("margins", "reward.py", "/ max(totals[\"weight\"], 1e-9)", "* 0.0"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Each trainer in a small world, and how near it comes to what is known exactly: about ten CPU seconds in all."""
+"""Each trainer in a small world, and how near it comes to what is known exactly."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from factory.records import Metric
+from trainers import _policy_worlds
 from trainers._batches import padded
 from trainers._models import load, scores
 from trainers._rows import encoded, side_by_side
@@ -116,6 +117,12 @@ def dpo(make: Make, folder: Path) -> Iterator[Finding]:
         yield from preference_optimum(make, folder / name, name, shares, beta)
 
 
+def dpo_again(make: Make, folder: Path) -> Iterator[Finding]:
+    """The same with the other halves of the settings."""
+    for name, shares, beta in (("skewed", SKEWED, 1.0), ("uniform", UNIFORM, 0.5)):
+        yield from preference_optimum(make, folder / name, name, shares, beta)
+
+
 def preference_optimum(make: Make, folder: Path, name: str, shares: Sequence[float], beta: float,
                        **options: Any) -> Iterator[Finding]:  # fmt: skip
     """One setting of `dpo`."""
@@ -128,8 +135,13 @@ def preference_optimum(make: Make, folder: Path, name: str, shares: Sequence[flo
     yield Finding(f"dpo, {name}, beta {beta}: KL", found.kl, best.kl, 0.1 * best.kl)
 
 
-WORLDS: Mapping[str, Callable[[Make, Path], Iterator[Finding]]] = {
-    "sft": sft, "reward": reward_model, "ranking": ranking, "margins": margins, "dpo": dpo,
+World = Callable[[Make, Path], Iterator[Finding]]
+WORLDS: Mapping[str, World] = {
+    "sft": sft, "reward": reward_model, "ranking": ranking, "margins": margins, "dpo": dpo, "ppo": _policy_worlds.ppo,
+    "rloo": _policy_worlds.rloo, "grpo": _policy_worlds.grpo,
+}  # fmt: skip
+MORE: Mapping[str, World] = {
+    "dpo, other settings": dpo_again, "ppo, uniform": _policy_worlds.ppo_uniform, "grpo, k2": _policy_worlds.grpo_k2,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from factory.records import Metric
 from trainers._models import load
 from trainers._worlds import LETTERS, PROMPTS, SKEWED, UNIFORM, Finding, reference, written
 
-LIMIT = 4  # most tokens of an answer
+LIMIT = 3  # most tokens of an answer
 _FIRST = 4  # the first letter's token; 1 ends an answer
 _REWARD = """def score(prompts, completions):
     return [float(c.split().count("a")) for c in completions]
@@ -40,18 +40,29 @@ class Known(NamedTuple):
 # --- what is known ---------------------------------------------------------------------------------------------------
 
 
-def _shares(shares: Sequence[float], end: float) -> Tensor:
-    """The reference's probabilities: the letters', and last that of the end."""
-    return torch.tensor([*map(float, torch.tensor(shares).log()), end], dtype=torch.float64).softmax(0)
+class World(NamedTuple):
+    """The reference's shares of letters and the log odds of an end, at a heat; what an answer without an end loses."""
+
+    shares: Sequence[float]
+    beta: float
+    end: float = -1.5
+    temperature: float = 1.0
+    penalty: float = 0.0
+
+    @property
+    def reference(self) -> Tensor:
+        """The probabilities that are drawn from: the letters', and last that of the end."""
+        odds = torch.tensor([*map(float, torch.tensor(self.shares).log()), self.end], dtype=torch.float64)
+        return (odds / self.temperature).softmax(0)
 
 
-def tilted(shares: Sequence[float], beta: float, end: float = -3.0, penalty: float = 0.0) -> Known:
+def tilted(world: World) -> Known:
     """Of pi* = pi_ref exp(r / beta) / Z over whole answers, by soft value iteration.
 
     V_t = beta log sum_a pi_ref(a) exp((r(a) + V_(t+1)) / beta), V behind the last token minus the penalty, V after the
     end 0; pi_t(a) = pi_ref(a) exp((r(a) + V_(t+1) - V_t) / beta).
     """
-    p, value, found = _shares(shares, end), -penalty, list[Tensor]()
+    p, beta, value, found = world.reference, world.beta, -world.penalty, list[Tensor]()
     for _ in range(LIMIT):
         gain = torch.full_like(p, value)
         gain[0], gain[-1] = value + 1.0, 0.0
@@ -60,13 +71,13 @@ def tilted(shares: Sequence[float], beta: float, end: float = -3.0, penalty: flo
     return walk([(each, p) for each in found])
 
 
-def against_reverse(shares: Sequence[float], beta: float, end: float) -> Known:
+def against_reverse(world: World) -> Known:
     """Of what GRPO's k3 in the loss ends at: its gradient is that of KL(ref || pi), so at every token
     pi(a) (r(a) - mean r) = beta (pi(a) - pi_ref(a)), which is pi(a) = beta pi_ref(a) / (m - r(a)) with sum 1.
 
     Answers must hardly ever end, for else what follows would count as well.
     """
-    p = _shares(shares, end)
+    p, beta = world.reference, world.beta
     gain = torch.zeros_like(p)
     gain[0] = 1.0
     low, high = 1.0 + 1e-9, 1.0 + beta
@@ -86,7 +97,7 @@ def walk(policies: Sequence[tuple[Tensor, Tensor]]) -> Known:
     return Known(gained, divergence, 1 - alive)
 
 
-def walked(policy: Any, ref: Any, samples: int = 256) -> Known:
+def walked(policy: Any, ref: Any, temperature: float = 1.0, samples: int = 256) -> Known:
     """The same of two networks: answers are drawn from the policy, and at each token expectations are taken."""
     generator = torch.Generator().manual_seed(0)
     asked = torch.randint(len(PROMPTS), (samples,), generator=generator) + _FIRST + len(LETTERS)
@@ -94,7 +105,8 @@ def walked(policy: Any, ref: Any, samples: int = 256) -> Known:
     alive, gained, divergence = torch.ones(samples), 0.0, 0.0
     with torch.no_grad():
         for _ in range(LIMIT):
-            new, old = (m(input_ids=ids, use_cache=False).logits[:, -1].float().log_softmax(-1) for m in (policy, ref))
+            both = [m(input_ids=ids, use_cache=False).logits[:, -1].float() / temperature for m in (policy, ref)]
+            new, old = (logits.log_softmax(-1) for logits in both)
             chances = new.exp()
             gained += float((alive * chances[:, _FIRST]).mean())
             divergence += float((alive * (chances * (new - old)).sum(-1)).mean())
@@ -110,60 +122,66 @@ def walked(policy: Any, ref: Any, samples: int = 256) -> Known:
 
 def ppo(make: Make, folder: Path) -> Iterator[Finding]:
     """PPO, with a skewed reference: one that is uniform does not notice a reference that is left out."""
-    yield from policy_optimum(make, folder, "ppo", SKEWED, 0.5)
+    yield from policy_optimum(make, folder, "ppo", World(SKEWED, 0.5))
+
+
+def ppo_uniform(make: Make, folder: Path) -> Iterator[Finding]:
+    """The same from a reference without preferences, at another beta, and with a price for answers that do not end."""
+    yield from policy_optimum(make, folder, "ppo", World(UNIFORM, 1.0, penalty=0.5))
 
 
 def rloo(make: Make, folder: Path) -> Iterator[Finding]:
-    """RLOO has the same optimum as PPO: its KL is in the reward as well."""
-    yield from policy_optimum(make, folder, "rloo", SKEWED, 1.0)
+    """RLOO has the same optimum as PPO, for its KL is in the reward as well; here at another heat than 1."""
+    yield from policy_optimum(make, folder, "rloo", World(SKEWED, 1.0, temperature=0.8))
 
 
 def grpo(make: Make, folder: Path) -> Iterator[Finding]:
-    """GRPO without the deviation; k2 has the optimum of PPO, and k3 one of its own."""
-    yield from policy_optimum(make, folder / "k2", "grpo", UNIFORM, 1.0, kl_estimator="k2")
-    yield from policy_optimum(make, folder / "k3", "grpo", UNIFORM, 1.0, kl_estimator="k3")
+    """GRPO without the deviation: its k3 in the loss has an optimum of its own."""
+    yield from policy_optimum(make, folder, "grpo", World(UNIFORM, 1.0, end=-12.0))
+
+
+def grpo_k2(make: Make, folder: Path) -> Iterator[Finding]:
+    """With k2 in the loss GRPO has the optimum of PPO."""
+    yield from policy_optimum(make, folder, "grpo", World(UNIFORM, 1.0, end=-12.0), kl_estimator="k2")
 
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {
-        "num_ppo_epochs": 4, "num_mini_batches": 2, "per_device_train_batch_size": 128, "learning_rate": 2e-3,
-        "value_learning_rate": 6e-3, "vf_coef": 0.5, "max_steps": 50,
+        "num_ppo_epochs": 2, "learning_rate": 5e-3, "value_learning_rate": 1e-2, "vf_coef": 0.5, "max_steps": 36,
     },
-    "rloo": {
-        "num_iterations": 2, "num_mini_batches": 2, "per_device_train_batch_size": 128, "learning_rate": 2e-3,
-        "num_generations": 4, "max_steps": 60,
-    },
+    "rloo": {"num_iterations": 2, "learning_rate": 5e-3, "num_generations": 4, "max_steps": 40},
     "grpo": {
-        "num_iterations": 2, "num_mini_batches": 2, "per_device_train_batch_size": 128, "learning_rate": 2e-3,
-        "num_generations": 8, "max_steps": 60, "scale_rewards": "none", "loss_type": "dr_grpo",
+        "num_iterations": 2, "learning_rate": 6e-3, "num_generations": 8, "max_steps": 45, "scale_rewards": "none",
+        "loss_type": "dr_grpo",
     },
 }  # fmt: skip
-_COMMON = {"bf16": False, "save_steps": 0, "max_completion_length": LIMIT, "local_rollout_forward_batch_size": 256,
-           "log_completions": False}  # fmt: skip
+_COMMON = {
+    "bf16": False, "save_steps": 0, "max_completion_length": LIMIT, "num_mini_batches": 2,
+    "per_device_train_batch_size": 128, "local_rollout_forward_batch_size": 256, "log_completions": False,
+}  # fmt: skip
 
 
-def policy_optimum(make: Make, folder: Path, name: str, shares: Sequence[float], beta: float,
-                   **options: Any) -> Iterator[Finding]:  # fmt: skip
+def policy_optimum(make: Make, folder: Path, name: str, world: World, **options: Any) -> Iterator[Finding]:
     """One setting of one trainer."""
     import datasets
 
-    # 1. The optimum. GRPO's mean has an answer's own reward in it, which is a larger beta; its answers do not end.
-    end = -12.0 if name == "grpo" else -3.0
-    given = {**_COMMON, **_SETTINGS[name], **options, "kl_coef" if name == "ppo" else "beta": beta}
+    # 1. The optimum. GRPO's mean has an answer's own reward in it, which is a larger beta.
+    given = {**_COMMON, **_SETTINGS[name], **options, "kl_coef" if name == "ppo" else "beta": world.beta}
     size = given.get("num_generations", 1)
-    felt = beta * size / (size - 1) if name == "grpo" else beta
-    find = against_reverse if given.get("kl_estimator") == "k3" else tilted
-    best = find(shares, felt, end)
+    felt = world._replace(beta=world.beta * size / (size - 1)) if name == "grpo" else world
+    best = (against_reverse if name == "grpo" and "kl_estimator" not in given else tilted)(felt)
     # 2. The course.
-    base = written(reference(shares, end=end), folder / "base")
+    base = written(reference(world.shares, end=world.end), folder / "base")
     (folder / "reward.py").write_text(_REWARD)
+    given |= {"base": base, "reward": {"python": f"{folder / 'reward.py'}:score"}, "temperature": world.temperature,
+              "missing_eos_penalty": world.penalty}  # fmt: skip
     rows = datasets.Dataset.from_list([{"prompt": p} for p in PROMPTS])
-    trainer = make(name, given | {"base": base, "reward": {"python": f"{folder / 'reward.py'}:score"}})
-    told = [m for m in trainer.train(rows, folder / "out") if isinstance(m, Metric)]
+    told = [m for m in make(name, given).train(rows, folder / "out") if isinstance(m, Metric)]
     # 3. What came of it.
-    found = walked(load(str(folder / "out")).model, load(base).model)
-    label = ", ".join([name, *(str(v) for k, v in options.items() if k == "kl_estimator"), f"beta {beta}"])
+    found = walked(load(str(folder / "out")).model, load(base).model, world.temperature)
+    label = ", ".join([name, *(str(v) for k, v in options.items() if k == "kl_estimator"), f"beta {world.beta:g}"])
     yield Finding(f"{label}: reward", found.reward, best.reward, 0.05 * best.reward)
     yield Finding(f"{label}: KL", found.kl, best.kl, 0.1 * best.kl)
+    yield Finding(f"{label}: answers end", found.ended, best.ended, 0.05)
     gaps = [m.value for m in told if m.name == "sampling/sampling_logp_difference/mean"]
-    yield Finding(f"{label}: trainer's and sampler's log p", max(gaps), 0.0, 1e-4)
+    yield Finding(f"{label}: log p of the draw", max(gaps), 0.0, 1e-4)
