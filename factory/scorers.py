@@ -241,7 +241,8 @@ def _number(value: float | None) -> float | None:
 
 
 class _RewardModel:
-    """A sequence-classification checkpoint. The text is what trainers render: all turns, with the end of the last.
+    """A checkpoint of step `reward` or `process_reward`. The text is what trainers render: all turns, with the end of
+    the last; or, for a model of steps, the answer line by line.
 
     Where the checkpoint's configuration holds the scale of its rewards (`reward_scale`, see trainers/reward.py), scores
     have mean 0 and deviation 1, and several heads are one number: the mean of an ensemble, and of all dimensions.
@@ -254,6 +255,8 @@ class _RewardModel:
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         self.loaded = self.loaded or _load(self.part.model)
         model, tokenizer, device = self.loaded
+        if hasattr(model.config, "reduce_steps"):
+            return [_number(round(_stepwise(s, model, tokenizer, device, self.part.max_length), 6)) for s in samples]
         coded = tokenizer([_text(s, tokenizer) for s in samples], add_special_tokens=False)["input_ids"]
         ids = [row[-self.part.max_length :] for row in coded]  # the answer's end is what counts
         scores: list[float | None] = [None] * len(samples)
@@ -282,9 +285,35 @@ def _heads(model: Any, padded: Mapping[str, Any], device: str, dimension: str) -
     return found
 
 
+def _stepwise(sample: Sample, model: Any, tokenizer: Any, device: str, max_length: int) -> float:
+    """The least, or the product, of the scores behind an answer's lines; each is the chance that its step is right."""
+    import torch
+
+    text, marks = _opening(sample, tokenizer), list[int]()
+    for line in filter(str.strip, sample.completion.split("\n")):
+        text += f"{line}\n"
+        marks.append(len(text) - 1)
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt")
+    starts, ids = coded["offset_mapping"][0, -max_length:, 0].contiguous(), coded["input_ids"][:, -max_length:]
+    with torch.inference_mode():
+        shares = model(input_ids=ids.to(device)).logits[0, :, 0].float().cpu().sigmoid()
+    places = torch.searchsorted(starts, torch.tensor(marks), right=True) - 1  # the tokens that hold the line breaks
+    found = shares[places[places >= 0]]
+    if not len(found):
+        return 0.0  # nothing was said
+    return float(found.prod() if model.config.reduce_steps == "product" else found.min())
+
+
+def _opening(sample: Sample, tokenizer: Any) -> str:
+    turns = [{"role": m.role, "content": m.content} for m in sample.messages]
+    if tokenizer.chat_template is None:
+        return "\n".join(t["content"] for t in turns) + "\n"
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
 def _load(name: str) -> tuple[Any, Any, str]:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    import transformers
     from transformers.utils import logging
 
     from factory.engines.checkpoints import resolve
@@ -293,8 +322,10 @@ def _load(name: str) -> tuple[Any, Any, str]:
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
-        model = AutoModelForSequenceClassification.from_pretrained(resolve(name)).to(device).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(name))
+        stepwise = hasattr(transformers.AutoConfig.from_pretrained(resolve(name)), "reduce_steps")
+        kind = f"AutoModelFor{'Token' if stepwise else 'Sequence'}Classification"
+        model = getattr(transformers, kind).from_pretrained(resolve(name)).to(device).eval()
     except (OSError, ValueError) as error:
         raise EngineError(f"cannot load reward model {name!r}: {str(error).strip().splitlines()[0]}") from error
     if model.config.num_labels != 1 and not getattr(model.config, "reward_scale", None):

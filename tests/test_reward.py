@@ -10,7 +10,9 @@ import torch
 
 from factory.engines.checkpoints import resolve
 from factory.errors import DataError
-from factory.records import Metric
+from factory.records import Message, Metric
+from factory.rewards import Model, Sample
+from factory.scorers import opened
 from factory.steps import load_step
 from trainers._batches import padded
 from trainers._chat import stepwise, turns
@@ -76,7 +78,7 @@ def test_dimensions_have_heads_of_their_own(tmp_path: Path) -> None:
 
 
 def test_an_ensemble_agrees_on_what_it_has_seen_more_than_on_what_it_has_not(tmp_path: Path) -> None:
-    _train("reward", _pairs(), tmp_path / "m", max_steps=40, ensemble=5, eval_fraction=0.0)
+    found = _train("reward", _pairs(), tmp_path / "m", max_steps=40, ensemble=5, eval_fraction=0.0)
     seen = _scored(tmp_path / "m", ["yes cat", "no cat"])
     assert seen.shape == (2, 5)
     assert (seen[0] > seen[1]).all()
@@ -84,6 +86,7 @@ def test_an_ensemble_agrees_on_what_it_has_seen_more_than_on_what_it_has_not(tmp
     assert gaps.std() > 1e-4, "heads drawn from different rows are different heads"
     config = load(str(tmp_path / "m"), "sequence", 0).model.config.reward_scale
     assert (config["ensemble"], len(config["mean"])) == (5, 1)
+    assert found["disagreement"] > 0
 
 
 def test_rankings_of_several_answers_are_learned_with_ties(tmp_path: Path) -> None:
@@ -124,3 +127,10 @@ def test_scores_of_steps_are_their_labels(soft: bool, tmp_path: Path) -> None:
     with torch.no_grad():
         shares = scores(loaded.model.eval(), batch, batch.sources + 1)[:, 0].sigmoid()
     assert shares.tolist() == pytest.approx([0.8, 0.1, 0.8] if soft else [1.0, 0.0, 1.0], abs=0.1)
+    # and as a reward the checkpoint makes one number of them
+    said = ["right cat\nwrong cat\nright", "right cat\n\nwrong cat\nright\n", "right cat", " "]
+    score = opened(Model(model=str(tmp_path / "m")))
+    whole, gaps, first, empty = score([Sample((Message("user", "Say cat."),), text, {}) for text in said])
+    assert whole == gaps == pytest.approx(float(shares.prod()), abs=1e-4)
+    assert first == pytest.approx(float(shares[0]), abs=1e-4)
+    assert empty == 0.0, "an answer without a step is worth nothing"
