@@ -51,33 +51,36 @@ def lost_by_gates(frame: pl.DataFrame) -> dict[str, int]:
     return lost
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--turns", type=int, default=3, help="how often all rows are judged; the best turn is told")
-    args = parser.parse_args()
-    rows = real_rows(SHARED / "data")
-    frame = repeated(rows, args.rows)
+def figures(count: int, times: int) -> dict[str, object]:
+    """Of the best of so many turns over so many rows."""
+    frame = repeated(real_rows(SHARED / "data"), count)
     Denoise().screen(frame.head(10_000))  # patterns are compiled once
     turns = []
-    for _ in range(args.turns):
+    for _ in range(times):
         wall, cpu = time.perf_counter(), time.process_time()
         told = Denoise().screen(frame)
         turns.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall, cpu = min(turns)[0], min(turn[1] for turn in turns)
     bytes_ = int(frame.select(pl.col("text", "prompt").str.len_bytes().sum()).sum_horizontal()[0])
     reasons = dict(told.filter(~pl.col("keep"))["reason"].value_counts(sort=True).rows())
-    figures = {
-        "rows": args.rows,
+    return {
+        "rows": count,
         "megabytes": round(bytes_ / 1e6),
         "threads": pl.thread_pool_size(),
-        "rows_per_s": round(args.rows / wall),
-        "rows_per_cpu_s": round(args.rows / cpu),
+        "rows_per_s": round(count / wall),
+        "rows_per_cpu_s": round(count / cpu),
         "dropped": int((~told["keep"]).sum()),
         "reasons": reasons,
         "lost_by_gates": {reason: n for reason, n in lost_by_gates(frame.head(50_000)).items() if n},
     }
-    print(json.dumps(figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--turns", type=int, default=3, help="how often all rows are judged; the best turn is told")
+    args = parser.parse_args()
+    print(json.dumps(figures(args.rows, args.turns)))
 
 
 if __name__ == "__main__":

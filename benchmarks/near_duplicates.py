@@ -75,8 +75,8 @@ def by_rensa(texts: list[str]) -> list[bool]:
     return list(rensa.RMinHashLSH(LIMIT, PERMS, 16).query_duplicate_flags_matrix_one_shot(matrix))
 
 
-def peers(rounds: int = 5) -> None:
-    """Text to verdict, in turns."""
+def peers(rounds: int = 5) -> dict[str, float]:
+    """Text to verdict, in turns: how many times as long as near_duplicates each takes."""
     texts, _ = corpus()
     rows = frame(*texts)
     sides: dict[str, Callable[[], Any]] = {
@@ -91,16 +91,18 @@ def peers(rounds: int = 5) -> None:
             times[name].append(seconds(work))
     size = sum(len(text.encode()) for text in texts) / 1e6
     print(f"{len(texts):,} rows, {size:.1f} MB, {rounds} rounds in turns")
+    ratios = {}
     for name, taken in times.items():
-        ratio = median(other / own for own, other in zip(times["near_duplicates"], taken, strict=True))
-        print(f"  {name:16} median {median(taken):6.2f} s, best {min(taken):6.2f} s, {ratio:5.2f} x near_duplicates")
+        ratios[name] = median(other / own for own, other in zip(times["near_duplicates"], taken, strict=True))
+        print(f"  {name:16} median {median(taken):6.2f} s, best {min(taken):6.2f} s, {ratios[name]:5.2f} x as long")
+    return ratios
 
 
 # -- what is found -----------------------------------------------------------------------------------------------------
 
 
-def join(read: Callable[[], tuple[list[str], list[tuple[int, int]]]] = corpus) -> None:
-    """Recall and precision of the pairs before peeling, and of every filter's drops."""
+def join(read: Callable[[], tuple[list[str], list[tuple[int, int]]]] = corpus) -> dict[str, float]:
+    """Recall and precision of the pairs before peeling, which are returned, and of every filter's drops."""
     texts, edits = read()
     truth = true_pairs(texts, LIMIT)
     with spool(pl.Series(texts), 3) as spooled:
@@ -124,14 +126,15 @@ def join(read: Callable[[], tuple[list[str], list[tuple[int, int]]]] = corpus) -
         later = {a for a, _ in truth} if name == "datasketch" else near
         print(f"  {name}: recall of rows with a near one {len(flagged & later) / len(later):.4f}, "
               f"precision {len(flagged & later) / len(flagged):.4f}")  # fmt: skip
+    return {"recall": hits / len(truth), "precision": hits / len(found), "edits": share}
 
 
-def zh() -> None:
+def zh() -> dict[str, float]:
     """The same on Chinese rows."""
-    join(lambda: with_edits(chinese(SHARED / "data"), 1000, 1))
+    return join(lambda: with_edits(chinese(SHARED / "data"), 1000, 1))
 
 
-def signatures(rounds: int = 7) -> None:
+def signatures(rounds: int = 7) -> dict[str, float]:
     """Equal to datasketch's, and the time of both from the same token hashes on."""
     rows = json.loads((SHARED / "data/alpaca_9k.json").read_text(encoding="utf-8"))
     texts = pl.Series(["\n".join(filter(None, (r["instruction"], r["input"], r["output"]))) for r in rows])
@@ -147,10 +150,10 @@ def signatures(rounds: int = 7) -> None:
         found = signatures_of([spooled], PERMS, 1)
         theirs = MinHash.bulk(tokens, num_perm=PERMS, hashfunc=lambda token: token)
     same = all((found[:, i] == sketch.hashvalues).all() for i, sketch in enumerate(theirs))
-    ratio = median(b / a for a, b in zip(ours, bulk, strict=True))
+    ratio, own = (median(b / a for a, b in zip(ours, theirs, strict=True)) for theirs in (bulk, plain))
     print(f"{len(texts):,} rows: equal {same}; {median(ours):.3f} s; bulk given the same hashes {median(bulk):.3f} s "
-          f"({ratio:.1f} x), with its own sha1 {median(plain):.3f} s "
-          f"({median(b / a for a, b in zip(ours, plain, strict=True)):.1f} x)")  # fmt: skip
+          f"({ratio:.1f} x), with its own sha1 {median(plain):.3f} s ({own:.1f} x)")  # fmt: skip
+    return {"equal": same, "given": ratio, "sha1": own}
 
 
 # -- memory and size: each in a process of its own ---------------------------------------------------------------------
@@ -180,7 +183,7 @@ def screened(texts: list[str]) -> None:
     print(json.dumps({"rows": len(rows), "seconds": taken, "peak": peak(), "before": before, "kept": kept}))
 
 
-def dense() -> None:
+def dense() -> dict[str, float]:
     """Time of a row and memory in dense families, beside the corpus."""
     sparse, many = alone("one_sparse"), alone("one_dense")
     for name, told in (("corpus", sparse), ("dense families", many)):
@@ -188,9 +191,10 @@ def dense() -> None:
               f"{1e6 * told['seconds'] / told['rows']:.0f} us a row, peak {told['peak']:.2f} GB")  # fmt: skip
     ratio = many["seconds"] / many["rows"] / (sparse["seconds"] / sparse["rows"])
     print(f"  a row in a dense family takes {ratio:.1f} times as long")
+    return {"ratio": ratio, "peak": many["peak"]}
 
 
-PARTS: dict[str, Callable[[], None]] = {
+PARTS: dict[str, Callable[[], object]] = {
     "peers": peers,
     "join": join,
     "chinese": zh,

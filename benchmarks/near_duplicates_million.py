@@ -40,28 +40,34 @@ def write(path: Path, rows: Iterator[str]) -> None:
             print(json.dumps({"prompt": text}, ensure_ascii=False), file=file)
 
 
-def measured(name: str, began: float, started: float) -> None:
+def measured(name: str, began: float, started: float) -> dict[str, float]:
     """Tell the time of the processor and the clock since then, and the highest memory so far."""
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"  {name}: {time.process_time() - began:.2f} s ({time.monotonic() - started:.2f} s on the clock), "
-          f"peak so far {memory:.2f} GB", flush=True)  # fmt: skip
+    figures = {
+        "cpu": time.process_time() - began,
+        "clock": time.monotonic() - started,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    told = "{cpu:.2f} s ({clock:.2f} s on the clock), peak so far {peak:.2f} GB".format(**figures)
+    print(f"  {name}: {told}", flush=True)
+    return figures
 
 
-def whole(folder: Path) -> None:
+def whole(folder: Path) -> list[dict[str, float]]:
     """Import and screen."""
-    store = Store(folder / "rows.duckdb")
+    store, found = Store(folder / "rows.duckdb"), []
     for name in ("import", "near_duplicates"):
         began, started = time.process_time(), time.monotonic()
         if name == "import":
             told = flow.import_file(store, folder / "rows.jsonl", "old")
         else:
             told = flow.screen(store, NearDuplicates(), "near_duplicates", "old", [])
-        measured(f"{name}: {told}", began, started)
+        found.append(measured(f"{name}: {told}", began, started))
+    return found
 
 
-def incremental(folder: Path) -> None:
+def incremental(folder: Path) -> list[dict[str, float]]:
     """The first batch brings the index up to date; the others are what every later batch costs."""
-    store = Store(folder / "rows.duckdb")
+    store, found = Store(folder / "rows.duckdb"), []
     old = [text for (text,) in store.rows("SELECT messages[1].content FROM prompts USING SAMPLE 4000 (reservoir, 1)")]
     for batch in range(4):
         some = old[batch * MORE : batch * MORE + MORE]
@@ -72,21 +78,34 @@ def incremental(folder: Path) -> None:
         began, started = time.process_time(), time.monotonic()
         step = AgainstStore(datasets=("old",))
         told = flow.screen(store, step, "against_store", name, [])
-        measured(f"{MORE:,} new rows, {'index made' if batch == 0 else 'index there'}: {told}", began, started)
+        what = "index made" if batch == 0 else "index there"
+        found.append(measured(f"{MORE:,} new rows, {what}: {told}", began, started))
+    return found
+
+
+def parts(rows: int) -> dict[str, list[dict[str, float]]]:
+    """Each part in a process of its own, on so many rows."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
+    found = {}
+    with TemporaryDirectory() as folder:
+        write(Path(folder) / "rows.jsonl", texts(rows))
+        print(f"{rows:,} rows, {(Path(folder) / 'rows.jsonl').stat().st_size / 1e6:,.0f} MB", flush=True)
+        for part in ("whole", "incremental"):
+            command = [sys.executable, __file__, part, folder]
+            said = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+            *lines, last = said.splitlines()
+            print("\n".join(lines), flush=True)
+            found[part] = json.loads(last)
+    return found
 
 
 def main() -> None:
-    """Every size in a process of its own."""
+    """All sizes, or one part for the process that asked for it."""
     if len(sys.argv) > 1:
-        {"whole": whole, "incremental": incremental}[sys.argv[1]](Path(sys.argv[2]))
+        print(json.dumps({"whole": whole, "incremental": incremental}[sys.argv[1]](Path(sys.argv[2]))))
         return
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
     for rows in ROWS:
-        with TemporaryDirectory() as folder:
-            write(Path(folder) / "rows.jsonl", texts(rows))
-            print(f"{rows:,} rows, {(Path(folder) / 'rows.jsonl').stat().st_size / 1e6:,.0f} MB", flush=True)
-            for part in ("whole", "incremental"):
-                subprocess.run([sys.executable, __file__, part, folder], check=True, env=environment)
+        parts(rows)
 
 
 if __name__ == "__main__":

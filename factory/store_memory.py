@@ -1,6 +1,7 @@
 """The memory of steps, in the store: see `factory.memory` for what it promises."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,12 @@ class StoreMemory:
             con.register("batch", batch.unique("key", keep="first", maintain_order=True).to_arrow())
             now = datetime.now(UTC).replace(tzinfo=None)
             return int(con.execute(sql, {"kind": kind, "now": now}).fetchall()[0][0])
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Holds the file: while one connection is open, DuckDB opens others at once and keeps what it has read."""
+        with self.store.reading():
+            yield
 
     def values(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Some values at a time."""

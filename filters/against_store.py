@@ -64,14 +64,16 @@ class AgainstStore:
 
     def _near_stored(self, frame: pl.DataFrame, memory: Archive) -> pl.DataFrame:
         """Columns row, score, reason, evidence_id: of each row a kept record that came before it and is near."""
-        places = frame.select("id").join(memory.places(self.target, frame["id"]), "id", "left", maintain_order="left")
-        with _spooled(parts(frame, self), self.ngram) as spools:
-            # 1. Bring the index of every other dataset up to date, and propose pairs by it.
-            block = indexed(places["place"].fill_null(2**63 - 1).to_numpy(), spools, self.threshold)
-            others = self.datasets or [name for name in memory.datasets(self.target) if name != memory.dataset]
-            kinds = [self._filed(name, memory) for name in others]
+        # 1. Bring the index of every other dataset up to date.
+        others = self.datasets or [name for name in memory.datasets(self.target) if name != memory.dataset]
+        kinds = [self._filed(name, memory) for name in others]
+        with _spooled(parts(frame, self), self.ngram) as spools, memory.open():
+            # 2. Propose pairs by it.
+            known = memory.places(self.target, frame["id"])
+            places = frame.select("id").join(known, "id", "left", maintain_order="left")["place"]
+            block = indexed(places.fill_null(2**63 - 1).to_numpy(), spools, self.threshold)
             proposed = self._proposed(Asked(block), kinds, memory)
-            # 2. Of the records in them that are kept, read the shingles, most promising ones first, and count them out.
+            # 3. Of the records in them that are kept, read the shingles, most promising ones first, and count them out.
             records = memory.records(self.target, proposed["place"].unique()).with_row_index("evidence")
             live = proposed.join(records, "place").sort("shared", "evidence", descending=[True, False])
             best = live.unique("row", keep="first", maintain_order=True)

@@ -57,6 +57,8 @@ def test_gsm8k_planted_into_nine_thousand_rows(shared: Path, target: str) -> Non
     step = Decontaminate(heldout=shared / "gsm8k_test.jsonl", target=target)  # type: ignore[arg-type]
     verdicts = step.screen(frame)
     dropped = ~verdicts["keep"]
+    shares = [dropped[clean : clean + 600].mean(), dropped[clean + 600 :].mean(), dropped[:clean].mean()]
+    print(f"GSM8K planted into {target}: verbatim, edited and false hits: {shares}")
     assert dropped[clean : clean + 600].mean() == 1.0
     assert dropped[clean + 600 :].mean() >= 0.9  # type: ignore[operator]
     assert dropped[:clean].mean() <= 0.001  # type: ignore[operator]
