@@ -6,7 +6,7 @@
     {python: "rewards.py:score"}               a function of yours: prompts, completions -> floats
     {judge: strong, aspects: [helpfulness]}    an engine that scores, or that decides a tournament
     [{rule: exact}, {rule: length, weight: -0.01}]            the weighted sum of several
-    {combine: min, of: [{model: helpful}, {model: harmless}]} or their mean, product or minimum
+    {combine: min, of: [{model: helpful}, {model: harmless}]} or their mean, product, minimum, or mean less deviation
 
 This module reads the notation and combines; `factory.scorers` scores. Engines belong to a run, so whoever is given
 them scores the `judge` parts.
@@ -18,7 +18,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from statistics import fmean, pstdev
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -82,12 +83,18 @@ class Rule(BaseModel):
 
 
 class Model(BaseModel):
-    """A reward model: a sequence-classification checkpoint; `dimension` names one of several that it scores."""
+    """A reward model: a sequence-classification checkpoint; `dimension` names one of several that it scores.
+
+    Of an ensemble the score is the heads' mean, the least of them, or their mean less `k` deviations (Coste et al.,
+    2023): a policy that learns from it gains nothing where they disagree.
+    """
 
     model_config = _FROZEN
     model: str
     weight: float = 1.0
     dimension: str = ""
+    ensemble: Literal["mean", "min", "lower"] = "mean"
+    k: float = Field(default=1.0, ge=0)
     batch_size: int = Field(default=32, ge=1)
     max_length: int = Field(default=2048, ge=1)
 
@@ -138,7 +145,7 @@ class Judge(BaseModel):
 
 
 Part = Rule | Model | Sql | Python | Judge
-Combine = Literal["sum", "mean", "product", "min"]
+Combine = Literal["sum", "mean", "product", "min", "lower"]
 _PARTS: dict[str, type[Part]] = {"rule": Rule, "model": Model, "sql": Sql, "python": Python, "judge": Judge}
 _KINDS: dict[type[Part], JudgeKind] = {Rule: "rule", Sql: "rule", Model: "reward", Python: "reward", Judge: "model"}
 
@@ -182,6 +189,8 @@ class Reward(BaseModel):
             return math.fsum(weighted) / (math.fsum(abs(p.weight) for p in self.parts) or 1.0)
         if self.combine == "product":
             return math.prod(weighted)
+        if self.combine == "lower":  # the mean less the deviation among several models
+            return fmean(weighted) - pstdev(weighted)
         return min(weighted) if self.combine == "min" else math.fsum(weighted)
 
 
@@ -235,8 +244,8 @@ def placed(raw: Any, folder: Path) -> Any:
 def _built(raw: object, combine: str) -> Reward:
     if not isinstance(raw, list | tuple) or not raw:
         raise SpecError("reward: give one such as {rule: exact}, or a list of several")
-    if combine not in ("sum", "mean", "product", "min"):
-        raise SpecError(f"reward: no way {combine!r} to combine; {nearest(combine, ['sum', 'mean', 'product', 'min'])}")
+    if combine not in (known := get_args(Combine)):
+        raise SpecError(f"reward: no way {combine!r} to combine; {nearest(combine, list(known))}")
     return Reward(parts=tuple(map(_part, raw)), combine=combine)
 
 

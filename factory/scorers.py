@@ -251,6 +251,7 @@ class _RewardModel:
     def __init__(self, part: Model) -> None:
         self.part = part
         self.loaded: tuple[Any, Any, str] | None = None
+        self.spreads: list[float] = []  # of what was scored last: how far an ensemble's heads are apart
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         self.loaded = self.loaded or _load(self.part.model)
@@ -259,30 +260,34 @@ class _RewardModel:
             return [_number(round(_stepwise(s, model, tokenizer, device, self.part.max_length), 6)) for s in samples]
         coded = tokenizer([_text(s, tokenizer) for s in samples], add_special_tokens=False)["input_ids"]
         ids = [row[-self.part.max_length :] for row in coded]  # the answer's end is what counts
-        scores: list[float | None] = [None] * len(samples)
+        scores, spreads = list[float | None]([None] * len(samples)), [0.0] * len(samples)
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), ids[i]))
         for start in range(0, len(order), self.part.batch_size):
             batch = order[start : start + self.part.batch_size]
             padded = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt", padding_side="right")
-            for i, score in zip(batch, _heads(model, padded, device, self.part.dimension), strict=True):
-                scores[i] = _number(round(score, 6))
+            for i, (score, spread) in zip(batch, _heads(model, padded, device, self.part), strict=True):
+                scores[i], spreads[i] = _number(round(score, 6)), spread
+        ensemble = int((getattr(model.config, "reward_scale", None) or {}).get("ensemble", 1)) > 1
+        self.spreads = spreads if ensemble else []
         return scores
 
 
-def _heads(model: Any, padded: Mapping[str, Any], device: str, dimension: str) -> list[float]:
-    """One number for each text of all its heads, which are laid out dimension by dimension."""
+def _heads(model: Any, padded: Mapping[str, Any], device: str, part: Model) -> list[tuple[float, float]]:
+    """Of all heads, which are laid out dimension by dimension, one number for each text, and how far they are apart."""
     import torch
 
     scale = getattr(model.config, "reward_scale", None) or {"mean": [0.0], "std": [1.0], "ensemble": 1}
     with torch.inference_mode():
         logits = model(**{key: value.to(device) for key, value in padded.items()}).logits.float().cpu()
-    means = logits.reshape(len(logits), -1, int(scale["ensemble"])).mean(-1)
-    normal = (means - torch.tensor(scale["mean"])) / torch.tensor(scale["std"])
-    named = list(scale.get("dimensions") or [])
-    if dimension and dimension not in named:
-        raise SpecError(f"reward model: no dimension {dimension!r}; {nearest(dimension, named)}")
-    found: list[float] = (normal[:, named.index(dimension)] if dimension else normal.mean(-1)).tolist()
-    return found
+    heads = logits.reshape(len(logits), -1, int(scale["ensemble"]))  # (texts, dimensions, members)
+    heads = (heads - torch.tensor(scale["mean"])[:, None]) / torch.tensor(scale["std"])[:, None]
+    named, wanted = list(scale.get("dimensions") or []), part.dimension
+    if wanted and wanted not in named:
+        raise SpecError(f"reward model: no dimension {wanted!r}; {nearest(wanted, named)}")
+    heads = heads[:, [named.index(wanted)]] if wanted else heads
+    apart = heads.std(-1, correction=0)
+    each = {"mean": heads.mean(-1), "min": heads.amin(-1), "lower": heads.mean(-1) - part.k * apart}[part.ensemble]
+    return list(zip(each.mean(-1).tolist(), apart.mean(-1).tolist(), strict=True))
 
 
 def _stepwise(sample: Sample, model: Any, tokenizer: Any, device: str, max_length: int) -> float:
