@@ -312,7 +312,7 @@ def export(what: str, to: Path, fmt: str, kind: str, store_path: str) -> None:
 
 @main.command()
 @click.option(
-    "--learn", is_flag=True, help="Train in small worlds whose answers are known; exit code 1 if one is wrong."
+    "--learn", is_flag=True, help="Train in small worlds with known answers; exit code 1 if one is wrong."
 )
 @_STORE
 def doctor(learn: bool, store_path: str) -> None:

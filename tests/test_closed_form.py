@@ -124,8 +124,7 @@ MUTATIONS = {
                                            "Lesson(each.rollout.example, each.ref,"),
     "rloo: drawn at another heat": ("rloo", "_rollouts.py", "chance[rows, place], how.temperature)",
                                     "chance[rows, place], 1.0)"),
-    "rloo: its own reward in the baseline": ("rloo", "_policy_losses.py", "(rewards.sum(1, keepdim=True) - rewards) / others",
-                                             "rewards.mean(1, keepdim=True)"),
+    "rloo: the KL of a token for that of an answer": ("rloo", "rloo.py", "found.kl.sum(1)", "found.kl.mean(1)"),
     "grpo: the KL is dropped": ("grpo", "_policy_loss.py", "each + batch.beta * kl_of(", "each + 0.0 * kl_of("),
     "all: the loss is not divided": ("margins", "reward.py", "/ max(totals[\"weight\"], 1e-9)", "* 0.0"),
 }  # fmt: skip

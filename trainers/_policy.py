@@ -226,6 +226,7 @@ class Course:
                 self.coefficient = 2 * self.coefficient or 0.05
             if alarm.action == "roll_back":
                 self.state.load_best(self.policy.loaded.model)
+                yield Metric("guard/rolled_back_to", self.guard.best_step, step)
             stop |= alarm.action in ("stop", "roll_back")
         return stop
 

@@ -10,6 +10,7 @@ import numpy as np
 from factory.errors import DataError
 from factory.records import Completion, Judgement, Message, Prompt, Record, Verdict, content_id
 from factory.rewards import Reward
+from factory.text import language
 from trainers._chat import before_answer, turns
 from trainers._lessons import Rolled
 from trainers._rewarding import Answer
@@ -56,9 +57,8 @@ def _prompt(row: Row, where: str) -> Prompt:
     meta = row.get("meta") or {}
     meta = dict(json.loads(meta) if isinstance(meta, str) else meta)
     meta |= {name: row[name] for name in ("answer", "output", "category") if row.get(name) is not None}
-    return Prompt(
-        messages, str(row.get("generator") or ""), tuple(row.get("parents") or ()), str(row.get("language") or ""), meta
-    )
+    spoken = str(row.get("language") or "") or language(messages[-1].content)
+    return Prompt(messages, str(row.get("generator") or ""), tuple(row.get("parents") or ()), spoken, meta)
 
 
 def _left_out(trainer: str, prompt: Prompt, key: str, reason: str) -> Verdict:
