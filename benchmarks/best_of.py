@@ -22,7 +22,7 @@ from generators.best_of import BestOf
 
 TEMPLATES = Path(__file__).parent.parent / "specs/templates/mini"
 REWARDS: Mapping[str, object] = {
-    "judge": {"judge": "judge", "aspects": ["helpfulness"], "max_tokens": 320},
+    "judge": {"judge": "judge", "aspects": ["helpfulness"], "reference": True, "max_tokens": 320},
     "exact": {"rule": "exact"},
 }
 METHODS: Mapping[str, dict[str, object]] = {
@@ -72,7 +72,7 @@ def greedy(tasks: Sequence[Task], engine: Engine) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, default=130, help="held-out tasks")
+    parser.add_argument("--tasks", type=int, default=400, help="held-out tasks")
     parser.add_argument("--strong", default="mini-strong", help="the checkpoint that judges")
     args = parser.parse_args()
     tasks = heldout(args.tasks, seed=6)

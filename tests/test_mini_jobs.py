@@ -49,8 +49,8 @@ def test_a_verdict_follows_from_the_checker() -> None:
 def test_answers_are_read_word_by_word_up_to_the_first_that_differs() -> None:
     read = "".join(t.text for t in compared("cat dog owl", {"A": "cat dog owl", "B": "cat fox owl", "C": "cat dog"}))
     assert read == (
-        "cat dog owl\nA: cat cat ok dog dog ok owl owl ok end end ok\nB: cat cat ok fox dog no\n"
-        "C: cat cat ok dog dog ok end owl no\n"
+        "cat dog owl\nA: cat cat ok dog dog ok owl owl ok end end ok so A right\n"
+        "B: cat cat ok fox dog no so B wrong\nC: cat cat ok dog dog ok end owl no so C wrong\n"
     )
 
 

@@ -3,8 +3,8 @@
 1. One byte-level BPE tokenizer, trained on the world's own text.
 2. `mini-base`: reads raw documents (and some careless chats). Able, not aligned.
 3. `mini-strong`: `mini-base` trained on exact, safe dialogues and on writing instructions.
-   Then it learns to work: to judge, criticise, rewrite and vary (`jobs.py`).
 4. `mini-weak`: a smaller model trained from scratch on fewer dialogues.
+5. `mini-strong` learns to work: to judge, criticise, rewrite and vary (`jobs.py`), last on what mini-weak answers.
 
 Everything is drawn from seeds, so the recipe gives the same models on the same machine and library versions.
 """
@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from factory.mini.desk import Bank, Chat
+from factory.mini.drafts import drafts
 from factory.mini.jobs import jobs
 from factory.mini.texts import Dialogue, chatter, dialogues, documents, instruction_writing
 
@@ -71,15 +72,18 @@ def build(out: Path, log: Log, scale: float = 1.0) -> None:
     course = Course(round(600 * scale), muon_lr=0.01, adam_lr=1.5e-3)
     fit(base, aligned_text(tokenizer, 0.3, "aligned, second course"), course, log, "mini-strong, second course")
     save(base, tokenizer, out / "mini-strong")
-    employ(out / "mini-strong", log, scale)
     torch.manual_seed(1)
     weak = new_model(SMALL, tokenizer)
     fit(weak, aligned_text(tokenizer, 0.2), Course(round(1000 * scale)), log, "mini-weak")
     save(weak, tokenizer, out / "mini-weak")
+    employ(out / "mini-strong", out / "mini-weak", log, scale)
 
 
-def employ(folder: Path, log: Log, scale: float = 1.0) -> None:
-    """Teach a saved model the jobs of a data factory: judging, criticising, rewriting, varying, attacking."""
+def employ(folder: Path, weak: Path, log: Log, scale: float = 1.0) -> None:
+    """Teach a saved model the jobs of a data factory: judging, criticising, rewriting, varying, attacking.
+
+    The last course shows it what the checkpoint `weak` really answers, and asks for twice as many plain answers.
+    """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     course = Course(round(4600 * scale), rows=4, row=512, muon_lr=0.01, adam_lr=1.25e-3)
@@ -87,6 +91,10 @@ def employ(folder: Path, log: Log, scale: float = 1.0) -> None:
     course = Course(round(1300 * scale), rows=8, row=512, muon_lr=0.006, adam_lr=8e-4)
     text = working_text(tokenizer, "at work, second course", work=0.5, hard=0.45)
     fit(model, text, course, log, "mini-strong, at work, second course")
+    course = Course(round(8000 * scale), rows=8, row=512, muon_lr=0.01, adam_lr=1.25e-3)
+    bank = drafts(weak, round(6000 * scale))
+    text = working_text(tokenizer, "at work, third course", work=0.45, hard=0.5, bank=bank)
+    fit(model, text, course, log, "mini-strong, at work, third course")
     save(model, tokenizer, folder)
 
 

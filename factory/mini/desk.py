@@ -87,5 +87,6 @@ def compared(reference: str, labelled: dict[str, str]) -> Chat:
             turns.append(Turn("assistant", " ok" if same else " no", learn=VERDICT, open=True))
             if not same:
                 break
-        turns.append(Turn("assistant", "\n", learn=1.0, open=True))
+        turns.append(Turn("assistant", f" so {label}", learn=1.0, open=True))
+        turns.append(Turn("assistant", " right\n" if same else " wrong\n", learn=VERDICT, open=True))
     return tuple(turns)

@@ -189,7 +189,7 @@ def _user_turn(desk: Desk) -> Chat:
 
 
 _KINDS: Sequence[tuple[Callable[[Desk], Chat], float]] = (
-    (judging.check, 12), (judging.pairwise, 26), (judging.pointwise, 18), (judging.listwise, 7), (judging.critique, 8),
+    (judging.check, 12), (judging.pairwise, 26), (judging.pointwise, 18), (judging.listwise, 12), (judging.critique, 8),
     (judging.rewrite, 8), (judging.harm, 4), (judging.revise, 4), (judging.step, 6), (judging.continued, 8),
     (_mutate_risk, 3), (_mutate_style, 3), (_lookalike, 3), (_styled, 3), (_evolve, 5), (_equal, 2), (_tags, 3),
     (_paraphrase, 4), (_follow_up, 2), (_two_turns, 3), (_persona, 3), (_user_turn, 6),
