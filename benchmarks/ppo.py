@@ -4,11 +4,12 @@ mini-base is trained a little on exact dialogues (SFT), and goes on with PPO, GR
 by {rule: exact}. Prints one JSON line: exact match on held-out tasks before and after with Wilson's intervals, the
 course of reward and KL, and how many tokens went through in a second. In one thread:
 
-    python -m benchmarks.ppo --trainer ppo --steps 60
+    python benchmarks/ppo.py --trainer ppo --steps 60
 """
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from factory.records import Metric, user
 from factory.stats import wilson
 from factory.steps import load_step
 
+sys.path[0] = str(Path(__file__).parent.parent)  # else trainers.py beside this file would be the package `trainers`
 _EPOCHS = {"ppo": {"num_ppo_epochs": 2, "value_learning_rate": 3e-4}, "grpo": {}, "rloo": {}}
 
 

@@ -24,6 +24,8 @@ from factory.engines.checkpoints import resolve
 from factory.engines.scripted import Scripted
 from factory.errors import DataError, SpecError
 from factory.records import Completion, Judgement, Metric, Prompt, Record, Verdict, user
+from factory.run import run
+from factory.spec import load_spec
 from factory.steps import load_step
 from factory.store import Store
 from trainers._models import bare, load
@@ -343,6 +345,46 @@ def test_the_command_line_fills_the_store(tmp_path: Path) -> None:
     assert found == [("kl", 16), ("reward", 16)]
     assert store.rows("SELECT count(*) FROM completions WHERE dataset = 'rloo'") == [(16,)]
     assert "reward: rule:answer" in (tmp_path / "m" / "README.md").read_text()
+
+
+SPEC = """
+name: learning by reward
+seed: 3
+engines:
+  j: {use: scripted, model: judge, replies: {"^You rate": "Score: 4", "^请只就": "评分：2"}}
+stages:
+  - {import: asks.jsonl, into: asks}
+  - train: sft
+    on: SELECT prompt, meta->>'answer' AS completion FROM kept_prompts
+    with: {base: mini-weak, max_steps: 1, bf16: false}
+  - train: grpo
+    on: asks
+    with: &policy
+      base: "@sft"
+      bf16: false
+      max_steps: 1
+      num_generations: 2
+      max_completion_length: 6
+      reward: [{rule: exact}, {judge: j, weight: 0.5}]
+      gold: {python: "r.py:score"}
+"""
+
+
+def test_a_spec_learns_from_what_an_earlier_stage_made_and_does_it_again_when_a_reward_changes(tmp_path: Path) -> None:
+    (tmp_path / "asks.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS))
+    (tmp_path / "r.py").write_text("def score(prompts, completions, answers):\n    return [len(a) for a in answers]\n")
+    (tmp_path / "s.yaml").write_text(SPEC)
+    store, said = Store(tmp_path / "s.duckdb"), list[str]()
+    for _ in range(2):
+        run(load_spec(tmp_path / "s.yaml"), store, said.append)
+        (tmp_path / "r.py").write_text("def score(prompts, completions, answers):\n    return [1.0 for a in answers]\n")
+    assert [line for line in said if "done before" in line and "sft" in line]
+    assert not [line for line in said if "done before" in line and "grpo" in line]
+    golds = store.rows("SELECT value FROM metrics WHERE name = 'objective/gold' ORDER BY created_at")
+    assert [g for (g,) in golds] == [pytest.approx(sum(len(r["answer"]) for r in ROWS) / 4), 1.0]
+    scores = store.rows("SELECT DISTINCT score FROM judgements WHERE aspect = 'reward' ORDER BY 1")
+    assert {s for (s,) in scores} <= {1.0, 2.0, 3.0}
+    assert store.rows("SELECT count(*) > 0 FROM calls") == [(True,)]
 
 
 _KILLED = """

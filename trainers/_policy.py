@@ -20,7 +20,7 @@ from torch import Tensor
 from factory.errors import DataError
 from factory.records import Metric, Record, Verdict, content_id
 from trainers._files import refuse_foreign
-from trainers._guards import Guard
+from trainers._guards import CHECKS, Guard
 from trainers._lessons import Experience, Group, LessonBatch, Rolled, by_group, collated, rolled, totals, width
 from trainers._loop import Learner, Sums, Task, Totals, add, means, schedule, step_size
 from trainers._models import Loaded, check_head, half_precision, load, prepared, save, weights_id, without_dropout
@@ -105,6 +105,7 @@ class Course:
         self.rewarder = Rewarder(options.reward, ask)
         self.gold = Rewarder(options.gold, ask) if options.gold else None
         self.guard, self.coefficient, self.window = Guard(options), method.coefficient, Sums()
+        self.may_roll_back = any(getattr(options, f"guard_{name}") == "roll_back" for name in CHECKS)
         half = half_precision(loaded.device, options.bf16)
         rows, limit = options.local_rollout_forward_batch_size, options.max_completion_length
         self.drawing = Drawing(options.temperature, limit, rows, half)
@@ -144,10 +145,10 @@ class Course:
             seconds = {"time/rollout": drawn_in, "time/update": time.monotonic() - started - drawn_in}
             now = measures(found, self.coefficient) | more | seconds
             now["tokens_per_second"] = sum(len(e.rollout.example.ids) for e in found.of) / sum(seconds.values())
-            now["episode"] = step * self.answers
             add(self.window, {name: (value, 1) for name, value in now.items()} | sums)
             if step % self.options.logging_steps == 0 or step == self.steps or stopped:
                 yield from (Metric(name, value, step) for name, value in means(self.window).items())
+                yield Metric("episode", step * self.answers, step)
                 self.window = Sums()
             if self.options.log_completions:
                 yield from filed(found, told, self.method.name, self.options.reward, self.options.gold)
@@ -217,7 +218,7 @@ class Course:
         """Show the guard what was read, and do what it asks for; returns whether to stop."""
         stop = False
         alarms = self.guard.watch(reading(found, step))
-        if self.guard.best_step == step:
+        if self.may_roll_back and self.guard.best_step == step:
             self.state.keep_best(self.policy.loaded.model)
         for alarm in alarms:
             meta = {"says": alarm.says, "action": alarm.action, "threshold": alarm.threshold}
