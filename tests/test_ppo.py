@@ -387,6 +387,30 @@ def test_a_spec_learns_from_what_an_earlier_stage_made_and_does_it_again_when_a_
     assert store.rows("SELECT count(*) > 0 FROM calls") == [(True,)]
 
 
+_TWO = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.test_ppo import _run
+_run("ppo", Path(sys.argv[1]) / "ppo", per_device_train_batch_size=4)
+_run("grpo", Path(sys.argv[1]) / "grpo", per_device_train_batch_size=4)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_share_the_rollouts_out_and_equal_one(tmp_path: Path) -> None:
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(21000 + os.getpid() % 20000),
+              "OMP_NUM_THREADS": "1"}  # fmt: skip
+    running = [subprocess.Popen([sys.executable, "-c", _TWO, str(tmp_path)], cwd=Path(__file__).parent.parent,
+                                env=os.environ | common | {"RANK": str(rank)}) for rank in range(2)]  # fmt: skip
+    assert [process.wait(timeout=280) for process in running] == [0, 0]
+    for name in ("ppo", "grpo"):
+        _run(name, tmp_path / "alone", per_device_train_batch_size=8)
+        one, two = (load_file(tmp_path / x / "model.safetensors") for x in ("alone", name))
+        assert max(float((one[k] - two[k]).abs().max()) for k in one) < 2e-4
+
+
 _KILLED = """
 import sys
 from pathlib import Path
