@@ -1,8 +1,10 @@
 """The memory of steps, in the store: see `factory.memory` for what it promises."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from factory.memory import Kept
@@ -10,9 +12,12 @@ from factory.store import Store
 
 if TYPE_CHECKING:
     import polars as pl
+    from duckdb import DuckDBPyConnection
 
 _AT_ONCE = 128  # values that are read in one query
 _FEW = 2000  # values that are picked out one by one
+_ONE = 'SELECT "key", value FROM memories WHERE rowid = ?'
+_VECTOR, _SLOW = 2048, 0.02
 # DuckDB numbers the rows of a table by their coming, and nothing is ever deleted.
 _RECORDS = {
     "prompts": """SELECT p.rowid AS place, p.id, p.dataset, p.id AS prompt_id, p.messages[-1].content AS "text",
@@ -20,6 +25,21 @@ _RECORDS = {
     "completions": """SELECT c.rowid AS place, c.id, c.dataset, c.prompt_id, c."text", p.messages[-1].content AS prompt
                       FROM completions c JOIN prompts p ON p.id = c.prompt_id AND p.dataset = c.dataset""",
 }
+
+
+def _picked(con: "DuckDBPyConnection", places: list[int]) -> Iterator[tuple[str, bytes]]:
+    """Values one by one; but where the values of a vector lie in two segments of the file, DuckDB reads all of them to
+    find one. That shows in the time of the first, and then the others are read together."""
+    sql = 'SELECT "key", value FROM memories WHERE rowid IN (SELECT unnest($places))'
+    for _, vector in groupby(places, lambda place: place // _VECTOR):
+        first, *others = vector
+        started = time.monotonic()
+        yield from con.execute(_ONE, [first]).fetchall()
+        if time.monotonic() - started > _SLOW:
+            yield from con.execute(sql, {"places": others}).fetchall()
+        else:
+            for other in others:
+                yield from con.execute(_ONE, [other]).fetchall()
 
 
 class StoreMemory:
@@ -38,11 +58,10 @@ class StoreMemory:
         with self.store.reading() as con:
             con.register("wanted", wanted.to_arrow())
             sql = 'SELECT m.rowid FROM memories m SEMI JOIN wanted USING ("key") WHERE kind = $kind'
-            places = con.sql(sql, params={"kind": kind}).fetchall()
+            places = sorted(place for (place,) in con.sql(sql, params={"kind": kind}).fetchall())
             if len(places) <= _FEW:
                 con.execute("SET threads = 1")  # starting more takes longer than the work
-                one = 'SELECT "key", value FROM memories WHERE rowid = ?'
-                found = [row for place in places for row in con.execute(one, place).fetchall()]
+                found = list(_picked(con, places))
                 con.execute("RESET threads")
                 return pl.DataFrame(found, {"key": pl.String, "value": pl.Binary}, orient="row")
             sql = 'SELECT "key", value FROM memories SEMI JOIN wanted USING ("key") WHERE kind = $kind'
