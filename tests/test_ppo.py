@@ -1,4 +1,4 @@
-"""PPO, GRPO and RLOO as a user meets them: rollouts, rewards and their errors, rows, guards, resume, equality."""
+"""PPO, GRPO and RLOO as a user meets them: rollouts, learning, rows, guards, resume, equality."""
 
 import itertools
 import json
@@ -12,32 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from factory import training
-from factory.engines.checkpoints import resolve
-from factory.engines.scripted import Scripted
-from factory.errors import DataError, SpecError
-from factory.records import Completion, Judgement, Metric, Prompt, Record, Verdict, user
+from factory.errors import DataError
+from factory.records import Completion, Judgement, Metric, Prompt, Verdict, user
 from factory.run import run
 from factory.spec import load_spec
 from factory.steps import load_step
 from factory.store import Store
+from tests.policy_help import ROWS, TRAINERS, WEAK, rows_of, series, trained, trainer
 from trainers._models import bare, load
 from trainers._policy_models import Pass, logps_and_entropies
 from trainers._policy_rows import prompts
 from trainers._rollouts import Drawing, drawn
-
-WEAK = resolve("mini-weak")
-ROWS = [{"prompt": p, "answer": a} for p, a in (
-    ("Say owl.", "owl"), ("Say cat twice.", "cat cat"), ("用中文说猫头鹰。", "猫头鹰"), ("Add 1, 2 and 4.", "7"),
-)]  # fmt: skip
-TRAINERS = ("ppo", "grpo", "rloo")
 
 
 @pytest.fixture(autouse=True)
@@ -48,32 +39,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _step(name: str, **options: Any) -> Any:
-    common = {
-        "base": WEAK, "bf16": False, "reward": {"sql": "-length"}, "max_steps": 3, "num_generations": 2,
-        "per_device_train_batch_size": 8, "max_completion_length": 10, "learning_rate": 1e-3, "save_steps": 0,
-    }  # fmt: skip
-    return load_step("train", name, common | options)
-
-
-def _data(rows: list[dict[str, Any]] = ROWS) -> datasets.Dataset:
-    return datasets.Dataset.from_list(rows)
-
-
-def _run(name: str, out: Path, rows: list[dict[str, Any]] = ROWS, **options: Any) -> list[Record]:
-    return list(_step(name, **options).train(_data(rows), out))
-
-
-def _series(records: list[Record], name: str) -> list[float]:
-    return [r.value for r in records if isinstance(r, Metric) and r.name == name]
-
-
 # --- rollouts --------------------------------------------------------------------------------------------------------
 
 
 def _asked(rows: list[dict[str, Any]] = ROWS) -> Any:
     loaded = load(WEAK)
-    return loaded, prompts(_data(rows), loaded.tokenizer, 100, "ppo").asked
+    return loaded, prompts(rows_of(rows), loaded.tokenizer, 100, "ppo").asked
 
 
 def test_the_answers_are_the_same_whatever_shares_their_batch() -> None:
@@ -126,146 +97,75 @@ def test_an_answer_ends_with_its_end_of_turn_and_its_text_is_read_without_it() -
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_reward_rises_and_the_checkpoint_is_another_model(name: str, tmp_path: Path) -> None:
-    records = _run(name, tmp_path / "m", max_steps=12, learning_rate=3e-3, per_device_train_batch_size=16,
+    records = trained(name, tmp_path / "m", max_steps=12, learning_rate=3e-3, per_device_train_batch_size=16,
                    reward={"sql": "-length / 10.0"}, **{"kl_coef" if name == "ppo" else "beta": 0.01})  # fmt: skip
-    scores = _series(records, "objective/scores")
+    scores = series(records, "objective/scores")
     assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 0.1, scores
-    assert _series(records, "objective/kl")[-1] > 0.05
-    assert _series(records, "objective/kl")[0] == pytest.approx(0.0, abs=1e-5)
-    assert max(_series(records, "sampling/sampling_logp_difference/mean")) < 1e-4
+    assert series(records, "objective/kl")[-1] > 0.05
+    assert series(records, "objective/kl")[0] == pytest.approx(0.0, abs=1e-5)
+    assert max(series(records, "sampling/sampling_logp_difference/mean")) < 1e-4
     assert not torch.equal(load(str(tmp_path / "m")).model.lm_head.weight, load(WEAK).model.lm_head.weight)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_batches_of_sixteen_equal_sixteen_of_the_smallest(name: str, tmp_path: Path) -> None:
-    whole = _run(name, tmp_path / "a", per_device_train_batch_size=16)
-    cut = _run(name, tmp_path / "b", per_device_train_batch_size=2, gradient_accumulation_steps=8)
+def test_a_batch_of_sixteen_equals_four_of_four(name: str, tmp_path: Path) -> None:
+    whole = trained(name, tmp_path / "a", per_device_train_batch_size=16)
+    cut = trained(name, tmp_path / "b", per_device_train_batch_size=4, gradient_accumulation_steps=4)
     one, other = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
     assert max(float((one[k] - other[k]).abs().max()) for k in one) < 2e-4
-    assert _series(whole, "loss") == pytest.approx(_series(cut, "loss"), rel=1e-3, abs=1e-4)
+    assert series(whole, "loss") == pytest.approx(series(cut, "loss"), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(name: str, tmp_path: Path) -> None:
     options = {"max_steps": 5, "save_steps": 2, "adaptive_kl_target": 0.1, "adaptive_kl_horizon": 50}
-    whole = _run(name, tmp_path / "whole", **options)
-    running = _step(name, **options).train(_data(), tmp_path / "cut")
+    whole = trained(name, tmp_path / "whole", **options)
+    running = trainer(name, **options).train(rows_of(), tmp_path / "cut")
     for record in running:
         if isinstance(record, Metric) and record.step == 4:
             running.close()
             break
     assert "step-00000002" in [p.name for p in (tmp_path / ".cut.state").iterdir()]
-    rest = _run(name, tmp_path / "cut", **options)
+    rest = trained(name, tmp_path / "cut", **options)
     one, other = (load_file(tmp_path / x / "model.safetensors") for x in ("whole", "cut"))
     assert all(torch.equal(one[k], other[k]) for k in one)
-    assert _series(rest, "objective/kl_coef") == _series(whole, "objective/kl_coef")[2:]
+    assert series(rest, "objective/kl_coef") == series(whole, "objective/kl_coef")[2:]
     assert not (tmp_path / ".cut.state").exists()
 
 
 def test_lora_has_its_base_as_the_reference(tmp_path: Path) -> None:
     options = {"use_peft": True, "lora_r": 4, "learning_rate": 2e-2, "max_steps": 3}
-    records = _run("rloo", tmp_path / "m", **options)
-    assert _series(records, "objective/kl")[0] == pytest.approx(0.0, abs=1e-5)
-    assert _series(records, "objective/kl_k3")[-1] > 1e-4
+    records = trained("rloo", tmp_path / "m", **options)
+    assert series(records, "objective/kl")[0] == pytest.approx(0.0, abs=1e-5)
+    assert series(records, "objective/kl_k3")[-1] > 1e-4
     assert (tmp_path / "m" / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_the_critic_may_begin_alone_and_as_a_reward_model(tmp_path: Path) -> None:
     rows = [{"prompt": "Say owl.", "chosen": "owl " * (1 + i), "rejected": f"cat {i}"} for i in range(6)]
     model, given = tmp_path / "rm", {"base": WEAK, "bf16": False, "max_steps": 3, "eval_fraction": 0.2}
-    list(load_step("train", "reward", given).train(_data(rows), model))
+    list(load_step("train", "reward", given).train(rows_of(rows), model))
     options = {"value_model": str(model), "critic_warmup_steps": 2, "reward": {"model": str(model)}, "max_steps": 2}
-    records = _run("ppo", tmp_path / "m", value_learning_rate=1e-3, **options)
-    assert _series(records, "policy/approxkl_avg") == []
-    assert len(_series(records, "loss/value_avg")) == 2
+    records = trained("ppo", tmp_path / "m", value_learning_rate=1e-3, **options)
+    assert series(records, "policy/approxkl_avg") == []
+    assert len(series(records, "loss/value_avg")) == 2
     base, after = load(WEAK).model.state_dict(), load(str(tmp_path / "m")).model.state_dict()
     assert all(torch.equal(base[k], after[k]) for k in base), "the policy has not moved"
 
 
 def test_the_passes_end_early_where_the_policy_moves_too_far(tmp_path: Path) -> None:
     options = {"num_ppo_epochs": 6, "learning_rate": 1e-2, "max_steps": 2}
-    free, held = _run("ppo", tmp_path / "a", **options), _run("ppo", tmp_path / "b", target_kl=1e-4, **options)
-    assert _series(held, "num_tokens")[-1] < _series(free, "num_tokens")[-1]
-
-
-# --- rewards ---------------------------------------------------------------------------------------------------------
-
-FUNCTIONS = {
-    "raises": ("    return [1 / (len(c) - len(c)) if '猫' in p else 1.0 for p, c in zip(prompts, completions)]",
-               "row 3.*division by zero"),
-    "too few": ("    return [1.0]", r"gave 1 scores for \d+ completions"),
-    "nan": ("    return [float('nan') if 'cat' in p else 0.0 for p in prompts]",
-            "row 2: python:r.py:score gave no number"),
-    "none": ("    return [None if 'Add' in p else 0.0 for p in prompts]", "row 4: python:r.py:score gave no number"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", FUNCTIONS)
-def test_a_reward_function_at_fault_is_told_in_one_line_with_the_row(fault: str, tmp_path: Path) -> None:
-    body, said = FUNCTIONS[fault]
-    (tmp_path / "r.py").write_text(f"def score(prompts, completions):\n{body}\n")
-    with pytest.raises(DataError, match=said) as caught:
-        _run("grpo", tmp_path / "m", reward={"python": f"{tmp_path / 'r.py'}:score"})
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "m").exists()
-
-
-def test_a_rule_without_the_right_answer_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="row 1: rule:exact gave no number .* right answer in the prompt's meta"):
-        _run("ppo", tmp_path / "m", rows=[{"prompt": "Say owl."}], reward={"rule": "exact"})
-
-
-def test_several_rewards_make_one_and_a_penalty_is_taken_for_no_end(tmp_path: Path) -> None:
-    reward = [{"sql": "2.0"}, {"sql": "3.0", "weight": -0.5}]
-    records = _run("rloo", tmp_path / "m", reward=reward, missing_eos_penalty=4.0, max_steps=1, reward_clip=0.25)
-    clipped = _series(records, "completions/clipped_ratio")[0]
-    assert _series(records, "objective/scores_raw") == [0.5]
-    assert _series(records, "objective/scores")[0] == pytest.approx(0.25 - 4.0 * clipped)
-    told = [r.rationale for r in records if isinstance(r, Judgement) and r.aspect == "reward"]
-    assert told[0] == "sql:2.0 2, sql:3.0 3"
-
-
-def _judging(says: dict[str, str]) -> Any:
-    return training.asking({"j": Scripted(model="judge", replies=says).open()})
-
-
-def test_a_judge_rewards_and_what_it_did_not_read_is_left_out_with_its_reason(tmp_path: Path) -> None:
-    says = {"^You rate[^答]*(?:Add|owl)": "I cannot say", "^You rate": "Score: 4", "^请只就": "评分：2"}
-    step = _step("grpo", reward={"judge": "j"}, max_steps=1)
-    records = list(step.train_asking(_data(), tmp_path / "m", _judging(says)))
-    scores = {r.score for r in records if isinstance(r, Judgement) and r.aspect == "reward"}
-    assert scores == {4.0, 2.0}
-    assert Counter(r.reason for r in records if isinstance(r, Verdict)) == {"judge_no_score": 4}
-    with pytest.raises(DataError, match="give it with --engine j=USE:MODEL"):
-        list(step.train(_data(), tmp_path / "n"))
-
-
-def test_an_option_that_is_no_reward_is_refused_at_once() -> None:
-    with pytest.raises(SpecError, match="a part names one of rule, model, sql, python, judge"):
-        _step("ppo", reward={"rul": "exact"})
-    with pytest.raises(DataError, match="num_generations=3 does not divide"):
-        list(_step("grpo", num_generations=3).train(_data(), Path("never")))
-
-
-def test_an_ensemble_s_disagreement_is_read_and_can_be_taken_off(tmp_path: Path) -> None:
-    rows = [{"prompt": "Say owl.", "chosen": "owl " * (1 + i), "rejected": f"cat {i}"} for i in range(6)]
-    given = {"base": WEAK, "bf16": False, "max_steps": 3, "learning_rate": 1e-3, "eval_fraction": 0.2, "ensemble": 3}
-    list(load_step("train", "reward", given).train(_data(rows), tmp_path / "rm"))
-    means = dict[str, float]()
-    for way in ("mean", "min", "lower"):
-        reward = {"model": str(tmp_path / "rm"), "ensemble": way, "k": 2.0}
-        records = _run("ppo", tmp_path / way, reward=reward, max_steps=1)
-        means[way], apart = _series(records, "objective/scores")[0], _series(records, "objective/disagreement")[0]
-        assert apart > 0
-    assert means["min"] < means["mean"]
-    assert means["lower"] == pytest.approx(means["mean"] - 2 * apart, abs=1e-4)
+    free, held = trained("ppo", tmp_path / "a", **options), trained("ppo", tmp_path / "b", target_kl=1e-4, **options)
+    assert series(held, "num_tokens")[-1] < series(free, "num_tokens")[-1]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_answer_is_a_row_with_its_reward_its_gold_and_its_kl(tmp_path: Path) -> None:
-    records = _run("grpo", tmp_path / "m", reward={"rule": "length"}, gold={"rule": "exact"}, gold_steps=2, max_steps=2)
+    records = trained(
+        "grpo", tmp_path / "m", reward={"rule": "length"}, gold={"rule": "exact"}, gold_steps=2, max_steps=2
+    )
     completions = [r for r in records if isinstance(r, Completion)]
     assert len(completions) == 16
     assert len({c.id for c in completions}) == 16
@@ -275,11 +175,11 @@ def test_every_answer_is_a_row_with_its_reward_its_gold_and_its_kl(tmp_path: Pat
                        ("gold", "rule:exact", "measure"): 8}  # fmt: skip
     assert {c.finish_reason for c in completions} <= {"stop", "length"}
     assert all(c.model.startswith("policy ") and str(tmp_path) not in c.model for c in completions)
-    assert _series(records, "objective/gold"), "measured at the second step"
+    assert series(records, "objective/gold"), "measured at the second step"
 
 
 def test_metrics_have_trl_s_names(tmp_path: Path) -> None:
-    names = {r.name for r in _run("ppo", tmp_path / "m", max_steps=1) if isinstance(r, Metric)}
+    names = {r.name for r in trained("ppo", tmp_path / "m", max_steps=1) if isinstance(r, Metric)}
     assert names >= {
         "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward", "objective/scores",
         "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg", "loss/value_avg",
@@ -289,10 +189,10 @@ def test_metrics_have_trl_s_names(tmp_path: Path) -> None:
 
 def test_prompts_that_leave_no_room_are_told(tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "very " * 300, "answer": ""}]
-    records = _run("rloo", tmp_path / "m", rows=rows, max_length=80, max_steps=1)
+    records = trained("rloo", tmp_path / "m", rows=rows, max_length=80, max_steps=1)
     assert [r.reason for r in records if isinstance(r, Verdict)] == ["too_long"]
     with pytest.raises(DataError, match="no prompt leaves room"):
-        _run("rloo", tmp_path / "n", rows=rows[-1:], max_length=80)
+        trained("rloo", tmp_path / "n", rows=rows[-1:], max_length=80)
 
 
 # --- guards ----------------------------------------------------------------------------------------------------------
@@ -301,13 +201,13 @@ def test_prompts_that_leave_no_room_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("action", ["warn", "raise_kl", "stop"])
 def test_an_alarm_is_told_and_acted_upon(action: str, tmp_path: Path) -> None:
     options = {"guard_kl": action, "guard_kl_above": 1e-9, "max_steps": 6, "learning_rate": 1e-2}
-    records = _run("rloo", tmp_path / "m", **options)
+    records = trained("rloo", tmp_path / "m", **options)
     alarms = [r for r in records if isinstance(r, Metric) and r.name == "guard/kl"]
     assert alarms
     assert "nats from the reference" in alarms[0].meta["says"]
-    steps, at = len(_series(records, "objective/scores")), alarms[0].step
+    steps, at = len(series(records, "objective/scores")), alarms[0].step
     assert steps == (6 if action in ("warn", "raise_kl") else at)
-    coefficients = _series(records, "objective/kl_coef")
+    coefficients = series(records, "objective/kl_coef")
     assert (coefficients[at - 1] > coefficients[0]) == (action == "raise_kl")
     assert (tmp_path / "m" / "model.safetensors").exists()
 
@@ -318,10 +218,10 @@ def test_a_roll_back_puts_the_best_weights_back(tmp_path: Path) -> None:
                "per_device_train_batch_size": 16}  # fmt: skip
     watched = {"gold": {"sql": "length"}, "guard_kl": "roll_back", "guard_kl_above": 0.35, "max_steps": 20,
                "guard_over_optimisation": "off"}  # fmt: skip
-    records = _run("rloo", tmp_path / "m", **options, **watched)
+    records = trained("rloo", tmp_path / "m", **options, **watched)
     best = int(next(r.value for r in records if isinstance(r, Metric) and r.name == "guard/rolled_back_to"))
-    assert 1 < best < len(_series(records, "objective/scores")) < 20
-    _run("rloo", tmp_path / "n", max_steps=best - 1, **options)
+    assert 1 < best < len(series(records, "objective/scores")) < 20
+    trained("rloo", tmp_path / "n", max_steps=best - 1, **options)
     one, other = (load_file(tmp_path / x / "model.safetensors") for x in "mn")
     assert all(torch.equal(one[k], other[k]) for k in one)
 
@@ -392,9 +292,9 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.test_ppo import _run
-_run("ppo", Path(sys.argv[1]) / "ppo", per_device_train_batch_size=4)
-_run("grpo", Path(sys.argv[1]) / "grpo", per_device_train_batch_size=4)
+from tests.policy_help import trained
+trained("ppo", Path(sys.argv[1]) / "ppo", per_device_train_batch_size=4)
+trained("grpo", Path(sys.argv[1]) / "grpo", per_device_train_batch_size=4)
 torch.distributed.destroy_process_group()
 """
 
@@ -406,7 +306,7 @@ def test_two_processes_share_the_rollouts_out_and_equal_one(tmp_path: Path) -> N
                                 env=os.environ | common | {"RANK": str(rank)}) for rank in range(2)]  # fmt: skip
     assert [process.wait(timeout=280) for process in running] == [0, 0]
     for name in ("ppo", "grpo"):
-        _run(name, tmp_path / "alone", per_device_train_batch_size=8)
+        trained(name, tmp_path / "alone", per_device_train_batch_size=8)
         one, two = (load_file(tmp_path / x / "model.safetensors") for x in ("alone", name))
         assert max(float((one[k] - two[k]).abs().max()) for k in one) < 2e-4
 
@@ -416,18 +316,18 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.test_ppo import _run
+from tests.policy_help import trained
 print("ready", flush=True)
 while True:
-    _run("ppo", Path(sys.argv[1]), max_steps=3, save_steps=1, max_completion_length=4)
+    trained("ppo", Path(sys.argv[1]), max_steps=3, save_steps=1, max_completion_length=4)
 """
 
 
 def test_a_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
     out = tmp_path / "m"
     options = {"max_steps": 3, "save_steps": 1, "max_completion_length": 4}
-    _run("ppo", out, **options)
-    for wait in (0.3, 1.1):
+    trained("ppo", out, **options)
+    for wait in (0.3, 0.9):
         process = subprocess.Popen([sys.executable, "-c", _KILLED, str(out)], cwd=Path(__file__).parent.parent,
                                    stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
         assert process.stdout is not None
@@ -436,4 +336,4 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert bare(load(str(out)).model).config.model_type == "llama"
-        _run("ppo", out, **options)  # and whatever state was left can be gone on from
+        trained("ppo", out, **options)  # and whatever state was left can be gone on from
