@@ -11,11 +11,13 @@ model orders rows as a large one does. Departures:
 3. Too long an answer is cut at its end, and then too long a prompt at its beginning: both losses see the same answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from factory.errors import EngineError
 from factory.records import Message
+
+_LOGITS = 1 << 28  # that a pass may hold: 1 GB, whatever the vocabulary
 
 
 class Loss(NamedTuple):
@@ -46,15 +48,27 @@ class Difficulty:
         # 1. Every answer is asked twice: behind its prompt, and behind the token that begins a text.
         asked = [(prefix, answer) for prompt, answer in coded if answer for prefix in (prompt, [_first(tokenizer)])]
         # 2. Rows of like length share a batch; whoever shares one changes nothing, for padding is masked.
-        order = sorted(range(len(asked)), key=lambda i: (len(asked[i][0]) + len(asked[i][1]), i))
         found = [0.0] * len(asked)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        tokens = _LOGITS // model.get_output_embeddings().weight.shape[0]
+        for batch in passes([len(prefix) + len(answer) for prefix, answer in asked], self.batch_size, tokens):
             for place, loss in zip(batch, _means(model, [asked[i] for i in batch], device), strict=True):
                 found[place] = loss
         # 3. Two losses an answer, in the order of the rows.
         pairs = iter(zip(found[::2], found[1::2], strict=True))
         return [Loss(*next(pairs), len(answer)) if answer else None for _, answer in coded]
+
+
+def passes(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
+    """Places of texts, the shortest first, at most so many together, and so few that they and their padding have at
+    most so many tokens; a text that is longer goes alone."""
+    batch = list[int]()
+    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[place] > tokens):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _load(name: str) -> tuple[Any, Any, str]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from factory import flow
 from factory.engines.checkpoints import resolve
 from factory.errors import EngineError, SpecError
-from factory.ifd import Difficulty
+from factory.ifd import Difficulty, passes
 from factory.records import Completion, Message, Prompt, user
 from factory.steps import load_step
 from factory.store import Store
@@ -73,6 +73,17 @@ def test_batches_and_company_change_nothing(model: Difficulty) -> None:
         if loss and alone:
             assert loss.given == pytest.approx(alone.given, abs=2e-3)
             assert loss.tokens == alone.tokens
+
+
+@given(st.lists(st.integers(1, 90), max_size=30), st.integers(1, 8), st.integers(1, 200))
+def test_a_pass_holds_a_bounded_number_of_tokens_and_no_text_is_left_out(
+    lengths: list[int], rows: int, tokens: int
+) -> None:
+    found = list(passes(lengths, rows, tokens))
+    assert sorted(place for batch in found for place in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert 1 <= len(batch) <= rows
+        assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= tokens
 
 
 def test_answers_that_fit_their_prompts_are_easier_than_the_same_answers_shuffled(model: Difficulty) -> None:
