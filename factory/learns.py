@@ -15,7 +15,9 @@ from factory.steps import load_step
 def proved(say: Say, style: str | None = None) -> bool:
     """Train in all worlds and print what was measured beside what is exact; returns whether all of it is right."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     forms: Any = import_module("trainers._closed_forms")
     torch.set_num_threads(1)  # the worlds are too small to share out
     rows, started = list[list[Any]](), time.process_time()

@@ -287,5 +287,5 @@ def _gathered(own: list[Any], world: int) -> list[Any]:
     if world == 1:
         return own
     shares: list[Any] = [None] * world
-    dist.all_gather_object(shares, own)
+    dist.all_gather_object(shares, own)  # between the processes of one launch; nothing of it is read from a file
     return [each for share in shares for each in share]

@@ -147,7 +147,7 @@ def grpo_k2(make: Make, folder: Path) -> Iterator[Finding]:
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "ppo": {
-        "num_ppo_epochs": 2, "learning_rate": 5e-3, "value_learning_rate": 1e-2, "vf_coef": 0.5, "max_steps": 36,
+        "num_ppo_epochs": 2, "learning_rate": 3e-3, "value_learning_rate": 1e-2, "vf_coef": 0.5, "max_steps": 50,
     },
     "rloo": {"num_iterations": 2, "learning_rate": 5e-3, "num_generations": 4, "max_steps": 40},
     "grpo": {

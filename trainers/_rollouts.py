@@ -60,6 +60,8 @@ class Drawing(NamedTuple):
 
 def drawn(loaded: Loaded, asked: Sequence[tuple[Asked, Sequence[int]]], how: Drawing) -> list[Rollout]:
     """An answer for each seed of each prompt, in the order of the prompts. All prompts have as many seeds."""
+    if not asked:
+        return []
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].ids))
     size = max(1, how.rows // max(1, len(asked[0][1])))
     found: dict[int, list[Rollout]] = {}
