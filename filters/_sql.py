@@ -37,7 +37,8 @@ def asked(frame: pl.DataFrame, expression: str, where: str) -> Answers:
     import duckdb
 
     with duckdb.connect(":memory:", config=SANDBOX) as con:
-        con.register("given", frame.with_row_index("#row").to_arrow())
+        given = frame.with_row_index("#row").select("#row", *_named(frame.columns, expression))
+        con.register("given", given.to_arrow())
         con.execute('CREATE TABLE records AS SELECT * FROM given ORDER BY "#row"')
         con.execute("SET lock_configuration = true")
         node = _checked(con, expression, where)
@@ -52,6 +53,13 @@ def asked(frame: pl.DataFrame, expression: str, where: str) -> Answers:
         except duckdb.Error as error:
             raise SpecError(f"{where}: {_said(error, expression, frame.columns)}") from error
     return Answers(true.cast(pl.Boolean), score, threshold)
+
+
+def _named(columns: list[str], expression: str) -> list[str]:
+    """The columns that an expression can speak of: the others would only take memory."""
+    said = expression.lower().replace('""', '"')
+    whole = any(sign in said for sign in ("*", "columns", "records"))
+    return columns if whole else [name for name in columns if name.lower() in said]
 
 
 def _checked(con: Any, expression: str, where: str) -> dict[str, Any]:

@@ -55,6 +55,9 @@ def test_score_is_the_mean_of_a_records_opinions() -> None:
         ("percent_rank() OVER (ORDER BY length(text) DESC) <= 0.5", [True, False]),
         ("prompt IS NOT NULL -- a comment", [True, True]),
         ("true", [True, True]),
+        ("to_json(records) LIKE '%罗马%'", [False, True]),
+        ("length(COLUMNS('te.t')) > 3", [True, False]),
+        ('LENGTH("TEXT") > 3', [True, False]),
     ],
 )
 def test_any_expression_over_the_records_columns_will_do(sql: str, kept: list[bool]) -> None:
