@@ -92,6 +92,15 @@ def test_a_near_duplicate_names_a_live_kept_row_whose_true_jaccard_reaches_the_t
             assert evidence in kept
 
 
+@settings(max_examples=30, deadline=None)
+@given(SMALL, st.randoms(use_true_random=False))
+def test_given_priorities_the_order_of_the_rows_does_not_matter(texts: list[str], rng: Random) -> None:
+    rows = frame(*texts, priorities=[float(i) for i in range(len(texts))])
+    told = Minhash(threshold=0.5, num_perm=64).screen(rows)
+    mixed = Minhash(threshold=0.5, num_perm=64).screen(rows.sample(fraction=1, shuffle=True, seed=rng.randrange(999)))
+    assert told.sort("id").equals(mixed.sort("id"))
+
+
 def test_a_long_answer_in_common_does_not_make_up_for_other_prompts() -> None:
     answer = " ".join(f"w{i}" for i in range(200))
     rows = frame(answer, answer, prompts=["What is this?", "Name all the words you know."])
