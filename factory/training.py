@@ -146,6 +146,8 @@ def _told(records: Iterator[Record], say: Say) -> Iterator[Record]:
             skipped[record.reason] += 1
         elif isinstance(record, Metric) and record.name in _TOLD:
             say(f"    step {record.step}: {record.name} {record.value:.4f}")
+        elif isinstance(record, Metric) and "says" in record.meta:  # a guard's alarm
+            say(f"    step {record.step}: {record.meta['says']} ({record.meta['action']})")
         yield record
     if skipped:
         say(f"    rows left out (FROM verdicts): {', '.join(f'{n:,} {reason}' for reason, n in skipped.items())}")

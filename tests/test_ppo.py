@@ -133,6 +133,22 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(name: str, tmp_path: Pa
     assert not (tmp_path / ".cut.state").exists()
 
 
+WAYS = [
+    ("ppo", {"bf16": True}), ("ppo", {"freeze_layers": 1, "whiten_rewards": True, "kl_estimator": "k3"}),
+    ("grpo", {"gradient_checkpointing": True, "max_tokens_per_batch": 64}), ("grpo", {"beta": 0.0, "logging_steps": 2}),
+    ("grpo", {"loss_type": "dapo", "epsilon_high": 0.28, "kl_estimator": "k2", "num_iterations": 2}),
+    ("rloo", {"normalize_advantages": True, "num_generations": 4}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), WAYS)
+def test_every_way_to_learn_moves_the_policy(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    records = trained(name, tmp_path / "m", **options)
+    assert series(records, "objective/kl_k3")[-1] > 0.01
+    assert max(series(records, "sampling/sampling_logp_difference/mean")) < (0.05 if "bf16" in options else 1e-4)
+    assert series(records, "episode")[-1] == 24
+
+
 def test_lora_has_its_base_as_the_reference(tmp_path: Path) -> None:
     options = {"use_peft": True, "lora_r": 4, "learning_rate": 2e-2, "max_steps": 3}
     records = trained("rloo", tmp_path / "m", **options)
@@ -234,17 +250,18 @@ def test_the_command_line_fills_the_store(tmp_path: Path) -> None:
 
     (tmp_path / "asks.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in ROWS))
     store = Store(tmp_path / "s.duckdb")
-    given = {"reward": '{"rule": "answer"}', "max_steps": 2, "max_completion_length": 8, "bf16": "false",
-             "num_generations": 4}  # fmt: skip
+    given = {"reward": '{"rule": "length"}', "max_steps": 4, "max_completion_length": 8, "bf16": "false",
+             "num_generations": 4, "learning_rate": 1e-3, "guard_kl_above": 1e-9}  # fmt: skip
     arguments = ["train", "rloo", "--data", str(tmp_path / "asks.jsonl"), "--base", "mini-weak", "--out",
                  str(tmp_path / "m"), "--store", str(store.path)]  # fmt: skip
     options = itertools.chain(*(("--with", f"{k}={v}") for k, v in given.items()))
     result = CliRunner().invoke(main, [*arguments, *options])
     assert not result.exception, result.output
     found = store.rows("SELECT aspect, count(*) FROM judgements GROUP BY 1 ORDER BY 1")
-    assert found == [("kl", 16), ("reward", 16)]
-    assert store.rows("SELECT count(*) FROM completions WHERE dataset = 'rloo'") == [(16,)]
-    assert "reward: rule:answer" in (tmp_path / "m" / "README.md").read_text()
+    assert found == [("kl", 32), ("reward", 32)]
+    assert store.rows("SELECT count(*) FROM completions WHERE dataset = 'rloo'") == [(32,)]
+    assert "reward: rule:length" in (tmp_path / "m" / "README.md").read_text()
+    assert "nats from the reference" in result.output
 
 
 SPEC = """
