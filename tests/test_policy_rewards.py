@@ -74,6 +74,13 @@ def test_a_judge_rewards_and_what_it_did_not_read_is_left_out_with_its_reason(tm
         list(step.train(rows_of(), tmp_path / "n"))
 
 
+def test_a_gold_reward_may_be_missing_for_it_is_only_measured(tmp_path: Path) -> None:
+    rows = [{"prompt": "Say owl.", "answer": "owl"}, {"prompt": "用中文说猫。", "answer": None}]
+    records = trained("rloo", tmp_path / "m", rows=rows, gold={"rule": "exact"}, max_steps=1)
+    assert len([r for r in records if isinstance(r, Judgement) and r.aspect == "gold"]) == 4
+    assert len([r for r in records if isinstance(r, Judgement) and r.aspect == "reward"]) == 8
+
+
 def test_an_option_that_is_no_reward_is_refused_at_once() -> None:
     with pytest.raises(SpecError, match="a part names one of rule, model, sql, python, judge"):
         trainer("ppo", reward={"rul": "exact"})

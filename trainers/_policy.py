@@ -198,7 +198,7 @@ class Course:
     def _gold(self, told: Sequence[Answer], step: int) -> list[float | None]:
         if self.gold is None or step % self.options.gold_steps:
             return [None] * len(told)
-        return [None if r is None else r.value for r in self.gold.rate(told)]
+        return [None if r is None else r.value for r in self.gold.measure(told)]
 
     def _measured(self, rollouts: Sequence[Rollout]) -> list[Experience]:
         """What policy, reference and critic make of the rollouts, with empty rewards."""

@@ -44,19 +44,29 @@ class Rewarder:
 
     def rate(self, answers: Sequence[Answer]) -> list[Rated | None]:
         """The rewards of answers; None where a judge gave none. Raises DataError, with the row, for other gaps."""
-        if not answers:
-            return []
-        columns = [self._part(place, part, answers) for place, part in enumerate(self.reward.parts)]
-        spreads = self._spreads(columns, len(answers))
-        scored = combined(self.reward, columns)
-        for answer, row, each in zip(answers, zip(*columns, strict=True), scored, strict=True):
-            if each.value is None:
+        columns = self._columns(answers)
+        found = self._rated(columns, len(answers))
+        for answer, row, rated in zip(answers, zip(*columns, strict=True), found, strict=True):
+            if rated is None:
                 self._refuse(answer, row)
-        told = "" if len(columns) == 1 else None
+        return found
+
+    def measure(self, answers: Sequence[Answer]) -> list[Rated | None]:
+        """The same of a reward that nobody learns from: None where there is none."""
+        return self._rated(self._columns(answers), len(answers))
+
+    def _rated(self, columns: Sequence[Sequence[float | None]], count: int) -> list[Rated | None]:
+        scored, spreads = combined(self.reward, columns), self._spreads(columns, count)
+        several = len(columns) > 1
         return [
-            None if s.value is None else Rated(s.value, s.told(self.reward) if told is None else told, spread)
+            None if s.value is None else Rated(s.value, s.told(self.reward) if several else "", spread)
             for s, spread in zip(scored, spreads, strict=True)
         ]
+
+    def _columns(self, answers: Sequence[Answer]) -> list[list[float | None]]:
+        """Each part's scores of all answers."""
+        parts = enumerate(self.reward.parts)
+        return [self._part(place, part, answers) if answers else [] for place, part in parts]
 
     def _part(self, place: int, part: Part, answers: Sequence[Answer]) -> list[float | None]:
         if isinstance(part, Judge):
@@ -80,9 +90,11 @@ class Rewarder:
                 return
 
     def _spreads(self, columns: Sequence[Sequence[float | None]], count: int) -> list[float | None]:
-        """The deviation among several reward models, or among the heads of one."""
+        """The deviation among several models of one thing, whose mean counts, or among the heads of one model."""
         models = [i for i, part in enumerate(self.reward.parts) if isinstance(part, Model)]
         if len(models) > 1:
+            if self.reward.combine not in ("mean", "lower"):  # objectives that differ are meant to
+                return [None] * count
             rows = [[columns[i][row] for i in models] for row in range(count)]
             return [pstdev([x for x in row if x is not None]) if None not in row else None for row in rows]
         found = getattr(self.scorers[models[0]], "spreads", None) if models else None
