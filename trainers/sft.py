@@ -1,8 +1,8 @@
 """Supervised fine-tuning: the loss on the completions alone, their end-of-turn token included.
 
 L = sum_i w_i sum_t m_t (-log p(y_t | y_<t)) / sum_i w_i sum_t m_t over all rows of an optimiser step, m = 1 on what is
-learned. Option names are TRL's. Departures: the mask is found by rendering, rows that are too long are left out and
-told instead of cut off, and NEFTune (Jain et al., 2023) divides by the row's own length.
+learned. Option names are TRL's. Departures: the mask is found by rendering, and rows that are too long are left out and
+told instead of cut off. Beside TRL's metrics stands how often the end of the turn was the likeliest token.
 """
 
 from collections.abc import Iterator, Sequence
