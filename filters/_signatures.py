@@ -28,42 +28,45 @@ def permutations(num_perm: int, seed: int) -> U32:
 
 def token_hashes(shingles: U64) -> U32:
     """The 32 bits of a shingle that its signature is made of: what datasketch calls `hashfunc`."""
-    return (shingles >> LOW).astype(np.uint32)
+    return shingles.astype("<u8", copy=False).view("<u4")[1::2]
 
 
-def signatures(hashes: U32, offsets: npt.NDArray[np.int64], num_perm: int, seed: int) -> U32:
-    """(num_perm, rows): row i has the hashes from offsets[i] to offsets[i + 1], at least one."""
-    found = np.empty((num_perm, len(offsets) - 1), np.uint32)
-    factors, summands = permutations(num_perm, seed)
+def _sign(hashes: U32, offsets: npt.NDArray[np.int64], functions: U32, out: U32) -> None:
+    """Row i has the hashes from offsets[i] to offsets[i + 1], at least one; out[:, i] becomes its signature."""
     first = 0
     while first < len(offsets) - 1:
         last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _PORTION, side="right")) - 1)
-        portion = _fmix(hashes[offsets[first] : offsets[last]])
+        portion = _fmix(hashes[offsets[first] : offsets[last]].copy())
         starts, numbers = offsets[first:last] - offsets[first], np.empty_like(portion)
-        for k in range(num_perm):
-            np.multiply(portion, factors[k], out=numbers)
-            np.add(numbers, summands[k], out=numbers)
-            np.minimum.reduceat(numbers, starts, out=found[k, first:last])
+        for factor, summand, least in zip(*functions, out, strict=True):
+            np.multiply(portion, factor, out=numbers)
+            np.add(numbers, summand, out=numbers)
+            np.minimum.reduceat(numbers, starts, out=least[first:last])
         first = last
-    return found
 
 
 def _fmix(hashes: U32) -> U32:
-    """MurmurHash3's finaliser of 32 bits."""
-    hashes = (hashes ^ (hashes >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    hashes = (hashes ^ (hashes >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return hashes ^ (hashes >> np.uint32(16))
+    """MurmurHash3's finaliser of 32 bits, in place."""
+    for bits, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        hashes ^= hashes >> np.uint32(bits)
+        hashes *= np.uint32(factor)
+    hashes ^= hashes >> np.uint32(16)
+    return hashes
 
 
 def signatures_of(spools: Sequence[Spool], num_perm: int, seed: int) -> U32:
     """(num_perm, rows): of rows whose parts were spooled. If every part of two rows reaches a Jaccard similarity, so
     do their parts taken together: the signature of a row with two parts is of their union, the least of both."""
-    found = np.full((num_perm, len(spools[0].sizes)), np.iinfo(np.uint32).max, np.uint32)
+    found, functions = np.empty((num_perm, len(spools[0].sizes)), np.uint32), permutations(num_perm, seed)
     for number, spool in enumerate(spools):
         for first, piece in spool.pieces():
-            hashes = token_hashes(piece.hashes) ^ np.uint32(number) * _PROMPT
-            some = found[:, first : first + len(piece.offsets) - 1]
-            np.minimum(some, signatures(hashes, piece.offsets, num_perm, seed), out=some)
+            some, hashes = found[:, first : first + len(piece.offsets) - 1], token_hashes(piece.hashes)
+            if not number:
+                _sign(hashes, piece.offsets, functions, some)
+                continue
+            more = np.empty_like(some)
+            _sign(hashes ^ _PROMPT, piece.offsets, functions, more)
+            np.minimum(some, more, out=some)
     return found
 
 
