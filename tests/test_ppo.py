@@ -262,6 +262,11 @@ def test_the_command_line_fills_the_store(tmp_path: Path) -> None:
     assert store.rows("SELECT count(*) FROM completions WHERE dataset = 'rloo'") == [(32,)]
     assert "reward: rule:length" in (tmp_path / "m" / "README.md").read_text()
     assert "nats from the reference" in result.output
+    audited = CliRunner().invoke(main, ["audit", "--store", str(store.path)])
+    assert audited.exit_code == 0, audited.output
+    assert "empty_answer" in {r for (r,) in store.rows("SELECT reason FROM verdicts")} or not store.rows(
+        "FROM completions WHERE trim(\"text\") = ''"
+    )
 
 
 SPEC = """

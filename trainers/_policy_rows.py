@@ -67,11 +67,11 @@ def _left_out(trainer: str, prompt: Prompt, key: str, reason: str) -> Verdict:
 
 
 def answers(rollouts: Sequence[Rollout], policy: str, temperature: float, limit: int) -> list[Answer]:
-    """The rollouts as completions of a policy."""
+    """The rollouts as completions of a policy; no engine was called for them."""
     drawn: Mapping[str, Any] = {"temperature": temperature, "max_tokens": limit}
     return [
         Answer(r.asked.prompt, Completion(
-            r.asked.prompt.id, r.text, policy, "policy", drawn, r.seed, "stop" if r.ended else "length", len(r.ids),
+            r.asked.prompt.id, r.text, policy, "", drawn, r.seed, "stop" if r.ended else "length", len(r.ids),
         ), r.asked.key)
         for r in rollouts
     ]  # fmt: skip
@@ -85,6 +85,8 @@ def filed(found: Rolled, told: Sequence[Answer], trainer: str, reward: Reward, g
         if place % found.size == 0:
             yield prompt
         yield completion
+        if not completion.text:  # it was learned from, but is no row for others
+            yield Verdict(completion.id, trainer, False, "empty_answer", score=each.rated.value)
         yield Judgement(prompt.id, completion.id, reward.name, reward.kind, rubric=trainer, aspect="reward",
                         score=each.rated.value, rationale=each.rated.told)  # fmt: skip
         measures = [("policy", "kl", kls[place])] + (
