@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from factory.errors import DataError
-from trainers._batches import Batch, Example, cut, padded
+from trainers._batches import Batch, Example, cut, grouped, padded
 from trainers._losses import chosen_logps
 from trainers._models import Loaded, adapter_off, bare, check_head, head, hidden_states, load, scores, without_dropout
 from trainers._options import Training
@@ -70,18 +71,29 @@ def values_of(critic: Loaded, rollouts: Sequence[Rollout], how: Pass) -> list[Fl
 def _read(
     loaded: Loaded, rollouts: Sequence[Rollout], how: Pass, measure: Callable[[Batch], tuple[Tensor, ...]]
 ) -> list[tuple[Floats, ...]]:
-    """What `measure` gives for each rollout's own tokens, in their order."""
+    """What `measure` gives for each rollout's own tokens, in their order. Answers to one prompt share its tokens."""
     found = dict[int, tuple[Floats, ...]]()
-    examples: list[Example] = [r.example for r in rollouts]
+    groups = [list(g) for _, g in groupby(range(len(rollouts)), lambda i: rollouts[i].asked.key)]
+    rows, pad = max(1, how.rows // max(map(len, groups))), loaded.tokenizer.pad_token_id
     loaded.model.eval()
     autocast = torch.autocast(loaded.device, torch.bfloat16) if how.half else nullcontext()
     with torch.no_grad(), autocast:
-        for part in cut(range(len(rollouts)), how.rows, how.tokens, lambda i: len(examples[i].ids)):
-            batch = padded([examples[i] for i in part], loaded.tokenizer.pad_token_id).to(loaded.device)
+        for part in cut(groups, rows, how.tokens, lambda group: _width([rollouts[i] for i in group])):
+            batch = _together([[rollouts[i].example for i in group] for group in part], pad).to(loaded.device)
             columns = [c.float().cpu().numpy() for c in measure(batch)]
-            edges = np.cumsum([len(rollouts[i].ids) for i in part])[:-1]
-            found |= dict(zip(part, zip(*(np.split(c, edges) for c in columns), strict=True), strict=True))
+            places = [i for group in part for i in group]
+            edges = np.cumsum([len(rollouts[i].ids) for i in places])[:-1]
+            found |= dict(zip(places, zip(*(np.split(c, edges) for c in columns), strict=True), strict=True))
     return [found[i] for i in range(len(rollouts))]
+
+
+def _width(group: Sequence[Rollout]) -> int:
+    return len(group[0].example.ids) + sum(len(r.ids) for r in group[1:])
+
+
+def _together(groups: Sequence[Sequence[Example]], pad: int) -> Batch:
+    alone = all(len(group) == 1 for group in groups)
+    return padded([group[0] for group in groups], pad) if alone else grouped(groups, pad)
 
 
 # --- the frozen start ------------------------------------------------------------------------------------------------
