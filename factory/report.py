@@ -322,7 +322,8 @@ def train(
     from factory.run import run_id
     from factory.spec import EngineSpec
 
-    step, first = load_step("train", name, options | {"base": resolve(base)}), training.first()
+    named = {o: resolve(str(options[o])) for o in ("ref_model", "value_model") if options.get(o)}
+    step, first = load_step("train", name, options | named | {"base": resolve(base)}), training.first()
     specs = {key: EngineSpec.model_validate(value) for key, value in engines.items()}
     if Path(on).is_file() and first:
         click.echo(f"{on}: {flow.import_file(store, Path(on), on)}", err=True)

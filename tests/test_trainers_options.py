@@ -14,10 +14,12 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from factory import training
+from factory.cli import main
 from factory.engines.checkpoints import resolve
 from factory.errors import DataError
 from factory.records import Completion, Metric, Prompt, user
@@ -172,6 +174,32 @@ def test_how_often_the_end_of_the_turn_is_right_is_told(tmp_path: Path) -> None:
     told = _train(tmp_path / "m", ROWS, max_steps=30, learning_rate=3e-3)["end_of_turn_accuracy"]
     assert told[-1] > 0.95
     assert all(0 <= share <= 1 for share in told)
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+PAIRS = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "no"} for r in ROWS]
+
+
+def test_a_reference_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    for path in Path(WEAK).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(WEAK)
+    tokenizer.add_tokens(["zzyzx"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="has other tokens than the base"):
+        _train(tmp_path / "m", PAIRS, "dpo", ref_model=str(tmp_path))
+
+
+def test_a_bundled_reference_is_found_by_its_name(filled: Store) -> None:
+    folder = filled.path.parent
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    asked = ["train", "dpo", "--data", str(folder / "pairs.jsonl"), "--base", "mini-weak", "--out", str(folder / "m"),
+             "--store", str(filled.path), "--with", "ref_model=mini-strong", "--with", "max_steps=1"]  # fmt: skip
+    result = CliRunner().invoke(main, asked)
+    assert not result.exception, result.output
+    (loss,) = filled.rows("SELECT value FROM metrics WHERE name = 'loss'")
+    assert loss[0] != pytest.approx(math.log(2), abs=1e-3), "the base itself would give log 2"
 
 
 # --- what is left behind ---------------------------------------------------------------------------------------------

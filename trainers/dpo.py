@@ -87,6 +87,9 @@ class Dpo(Training):
         items = found.items
         if self._needs_reference and self.precompute_ref_log_probs:
             reference = load(self.ref_model, attention=self.attn_implementation) if self.ref_model else loaded
+            if reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+                raise DataError(f"ref_model {self.ref_model!r} has other tokens than the base: their log-probabilities "
+                                "do not compare. Name one of the base's family")  # fmt: skip
             items = referenced(items, reference, self, memory)
         # 3. The optimisation and the checkpoint.
         pad = loaded.tokenizer.pad_token_id
