@@ -311,9 +311,7 @@ def export(what: str, to: Path, fmt: str, kind: str, store_path: str) -> None:
 
 
 @main.command()
-@click.option(
-    "--learn", is_flag=True, help="Train in small worlds with known answers; exit code 1 if one is wrong."
-)
+@click.option("--learn", is_flag=True, help="Train in small worlds with known answers; exit code 1 if one is wrong.")
 @_STORE
 def doctor(learn: bool, store_path: str) -> None:
     """Look at the environment: versions, devices, engines, the store; or prove that every trainer learns here."""
