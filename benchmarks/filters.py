@@ -139,8 +139,9 @@ PARTS: dict[str, Callable[[], Iterator[Line]]] = {
 
 def main() -> None:
     if not ONE_THREAD.items() <= os.environ.items():  # the libraries read them when they are loaded
-        environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ONE_THREAD)
+    os.environ["PYTHONPATH"] = str(ROOT)
+    sys.path.append(str(ROOT))
     lines = []
     for name in sys.argv[1:] or PARTS:
         print(f"{name}:", flush=True)
