@@ -4,7 +4,7 @@ mini-base is trained a little on exact dialogues (SFT), and goes on with PPO, GR
 by {rule: exact}. Prints one JSON line: exact match on held-out tasks before and after with Wilson's intervals, the
 course of reward and KL, and how many tokens went through in a second. In one thread:
 
-    python benchmarks/ppo.py --trainer ppo --steps 60
+    python benchmarks/ppo.py --trainer rloo --steps 50
 """
 
 import argparse
@@ -53,8 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trainer", choices=sorted(_EPOCHS), default="ppo")
     parser.add_argument("--sft", type=int, default=1200, help="dialogues that SFT learns first")
-    parser.add_argument("--steps", type=int, default=60, help="batches of rollouts")
-    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of the policy")
+    parser.add_argument("--steps", type=int, default=50, help="batches of rollouts")
+    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate of the policy")
     parser.add_argument("--keep", type=Path, help="where the SFT model stays, to be taken up by the next run")
     args = parser.parse_args()
     torch.set_num_threads(1)
