@@ -12,13 +12,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-if __name__ != "__main__":  # run as scripts, all benchmarks find this file where they look for the package of its name
-    __path__ = [str(ROOT / "filters")]
+if __name__ == "filters":  # run as scripts, all benchmarks find this file where they look for the package of its name
+    del sys.modules[__name__]
+    sys.path.insert(0, str(ROOT))
+    import_module(__name__)
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS"), "1")
 
