@@ -11,7 +11,12 @@ _LINES = {
     "score": re.compile(r"(?:(?:final )?score|rating|评分|得分|分数)\s*[:：]\s*(.+)", re.IGNORECASE),
     "ranking": re.compile(r"(?:(?:final )?ranking|排名|排序)\s*[:：]\s*(.+)", re.IGNORECASE),
 }
-_BRACKETS = re.compile(r".*\[\[(A|B|C|tie)\]\]\W*", re.IGNORECASE)  # the form of MT-bench, where C is a tie
+# The form of MT-bench, where C is a tie: alone on its line or behind a label. In a sentence it may be a quotation.
+_BRACKETS = re.compile(
+    r"[\s*_`#]*(?:(?:(?:my |the )?(?:final )?verdict(?: is)?|(?:最终)?(?:裁决|结论))[\s*_]*[:：]?[\s*_`]*)?"
+    r"\[\[(A|B|C|tie)\]\][\s*_`.。!！]*",
+    re.IGNORECASE,
+)
 _NAMED = {"A": "A", "B": "B", "TIE": "tie", "EQUAL": "tie", "平局": "tie", "平手": "tie", "相当": "tie"}
 _SCORE = re.compile(r"([1-5])(?:\.0)?(?:\s*/\s*5|\s*分)?")
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)

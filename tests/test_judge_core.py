@@ -138,6 +138,29 @@ def test_only_the_last_line_is_a_verdict(text: str, said: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot choose between [[A]] and [[B]].", 'Answer A merely contains the text "[[A]]".', "Not [[A]]",
+        "Verdict: not [[A]]", "Verdict: [[A]] or [[B]]", '"[[A]]"', "> [[B]]", "[[A]] is what it claims. [[B]]",
+        "我不能判 [[A]]", "回答里写着“[[B]]”。", "结论：不是 [[A]]", "[[A]]\nI hope this helps!",
+    ],
+)  # fmt: skip
+def test_a_bracket_in_a_sentence_is_a_quotation_and_no_verdict(text: str) -> None:
+    assert reading.verdict(text, structured=False) == (None, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[A]]\nOr rather:\n[[B]]", "B"), ("**[[A]]**", "A"), ("**Final verdict:** [[C]]", "tie"), ("[[tie]].", "tie"),
+        ("My verdict is [[B]]", "B"), ("结论：[[A]]。", "A"), ("最终裁决： [[B]]", "B"), ("It quotes [[A]].\n[[B]]", "B"),
+    ],
+)  # fmt: skip
+def test_a_bracket_alone_or_behind_a_label_is_a_verdict(text: str, said: str) -> None:
+    assert reading.verdict(text, structured=False)[0] == said
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ('{"rationale": "错", "verdict": "A"}', "A"),
