@@ -25,10 +25,10 @@ _STOP_WORDS = frozenset(
     "what which who how when where why".split()
 ) | frozenset("的了是在和与及或也都就而但这那有我你他她它们个之其吧吗呢啊哦呀")
 _CJK = re.compile(f"[{HAN}{KANA}{HANGUL}]")
-_NOT_EQUAL = re.compile(
-    r"\b(?:not|n[o'’]t)\b[^.\n]{0,30}\b(?:equal|same)\b|\bunequal\b|\bdiffer|不[^。\n]{0,4}(?:同|一样)", re.IGNORECASE
-)
-_EQUAL = re.compile(r"\bequal\b|\bsame\b|等同|相同|一样", re.IGNORECASE)
+_EQUALITY = {
+    "equal": True, "they are equal": True, "等同": True, "它们等同": True,
+    "not equal": False, "they are not equal": False, "不等同": False, "它们不等同": False,
+}  # fmt: skip
 
 
 def evolved(text: str) -> str:
@@ -54,13 +54,12 @@ def answer_fault(text: str) -> str:
 
 
 def equality(reply: Reply) -> bool | None:
-    """What the check said of two instructions, in the last line that says it: True for equal; None if none does."""
-    for line in reversed(reply.text.splitlines()):
-        if _NOT_EQUAL.search(line):
-            return False
-        if _EQUAL.search(line):
-            return True
-    return None
+    """What the check said of two instructions: True for equal. Its last line that is exactly a verdict decides.
+
+    A sentence with the word in it (`Equal in topic, not in depth`) is none, for nobody can list all that negates it.
+    """
+    said = (line.strip(" \t*_`.。!！").casefold() for line in reply.text.rsplit("</think>", 1)[-1].splitlines())
+    return next((_EQUALITY[line] for line in reversed([*said]) if line in _EQUALITY), None)
 
 
 def _says_nothing(text: str) -> bool:

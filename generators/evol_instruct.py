@@ -9,7 +9,7 @@ leaves its parent in the pool, which evolves again in the next round. Departures
 1. The figures of the source's "sorry" rule hold for Chinese too, two characters for a word; so do all other rules.
 2. The model is not shown the phrases of the prompt as markup (#Given Prompt#); a leaked phrase counts only where the
    parent does not have it. A rewriting equal to its parent but for case and spaces is eliminated without asking.
-3. An equality check that cannot be read eliminates (`unreadable`), as nothing vouches for the gain.
+3. An equality check that fails, is cut or cannot be read eliminates with this reason: nothing vouches for the gain.
 4. A repeated instruction is eliminated: `duplicate`, with the earlier one as evidence.
 5. A cut reply is eliminated (`truncated`), and a model that declines to rewrite (`refused`).
 """
@@ -155,7 +155,7 @@ class _Work:
         gained: list[_Child] = []
         for child, reply in zip(children, self.tally.ask(self.judge, requests), strict=True):
             equal = rules.equality(reply)
-            failed = "engine_error" if reply.finish_reason == "error" else "unreadable" if equal is None else ""
+            failed = fault(reply) or ("unreadable" if equal is None else "")
             if reason := failed or ("no_information_gain" if equal else ""):
                 text = f"{child.prompt.text}\n{reply.error or reply.text}" if failed else child.prompt.text
                 yield casualty("evol_instruct", reply, reason, text, child.parent.prompt.id)

@@ -191,12 +191,38 @@ def test_a_phrase_that_the_parent_has_already_is_not_leaked() -> None:
 
 @pytest.mark.parametrize(
     ("said", "equal"),
-    [("Equal", True), ("Not equal.", False), ("They differ.\nNot Equal", False), ("They are not the same.", False),
-     ("等同", True), ("不等同", False), ("二者并不完全相同。", False), ("Same depth.\nEqual", True), ("maybe", None)],
+    [("Equal", True), ("Not equal.", False), ("They differ.\nNot Equal", False), ("They are not equal.", False),
+     ("等同", True), ("不等同。", False), ("二者深度不同。\n不等同", False), ("Same depth.\n**Equal**", True),
+     ("Not equal.\nBoth ask for the same number of words.", False), ("<think>Equal?\nEqual\n</think>Not equal", False),
+     ("Equal\nNo: it asks for more.\nNot equal", False)],
 )  # fmt: skip
-def test_the_equality_check_is_read_from_its_last_word(said: str, equal: bool | None) -> None:
-    reply = next(_engine(replies={".": said}).generate([_request()]))
-    assert rules.equality(reply) is equal
+def test_the_equality_check_is_read_from_its_last_line_that_is_a_verdict(said: str, equal: bool) -> None:
+    assert _equality(said) is equal
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["maybe", "Equal in topic, not in depth", "They are far from equal.", "Reply with one line: Equal, or Not equal.",
+     "They are not the same.", "<think>\nEqual\n</think>\nI cannot say.",
+     "主题等同，深度不等同", "只回答一行：等同，或 不等同。",
+     "二者并不完全相同。", "远非等同"],
+)  # fmt: skip
+def test_a_sentence_about_equality_is_no_verdict_and_is_never_guessed_at(said: str) -> None:
+    assert _equality(said) is None
+    assert _reasons(_run(_with(equal=said), SEEDS[:1])) == {"unreadable": 1}
+
+
+@pytest.mark.parametrize("said", ["Equal\nThey differ in how much", "Not equal\nThey differ in all"])
+def test_a_cut_equality_check_is_truncated_whatever_it_began_with(said: str) -> None:
+    judge = Scripted(replies={".": said}, truncate_every=1).open()
+    step = EvolInstruct(engine="e", judge="j", rounds=1)
+    records = list(step.generate(SEEDS, {"e": _engine(), "j": judge}, Random(2)))
+    assert _reasons(records) == {"truncated": 3}
+    assert not _prompts(records)
+
+
+def _equality(said: str) -> bool | None:
+    return rules.equality(next(_engine(replies={".": said}).generate([_request()])))
 
 
 def _request():  # type: ignore[no-untyped-def]

@@ -153,7 +153,8 @@ def test_a_bracket_in_a_sentence_is_a_quotation_and_no_verdict(text: str) -> Non
     ("text", "said"),
     [
         ("[[A]]\nOr rather:\n[[B]]", "B"), ("**[[A]]**", "A"), ("**Final verdict:** [[C]]", "tie"), ("[[tie]].", "tie"),
-        ("My verdict is [[B]]", "B"), ("结论：[[A]]。", "A"), ("最终裁决： [[B]]", "B"), ("It quotes [[A]].\n[[B]]", "B"),
+        ("My verdict is [[B]]", "B"), ("结论：[[A]]。", "A"), ("最终裁决： [[B]]", "B"),
+        ("It quotes [[A]].\n[[B]]", "B"),
     ],
 )  # fmt: skip
 def test_a_bracket_alone_or_behind_a_label_is_a_verdict(text: str, said: str) -> None:
