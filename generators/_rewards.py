@@ -2,9 +2,11 @@
 
 A judge scores each answer (the mean of its aspects), or decides a knock-out among the answers of one prompt, in both
 orders, all matches of a round at once. The reward of a knock-out is the share of its rounds that an answer won, so that
-only the answers of one prompt compare.
+only the answers of one prompt compare. What the judge left open is nobody's win: the lot alone makes no order, and an
+answer none of whose matches could be read has no reward.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +19,7 @@ from factory.engines.base import Engine, Sampling
 from factory.records import Completion, Judgement, Prompt, Record, Verdict
 from factory.rewards import Part, Reward, Sample
 from factory.scorers import Scored, Scorer, combined, opened
-from generators._judge import Case, Judge, compare, score
+from generators._judge import Case, Judge, Opinion, compare, score
 
 Group = tuple[Prompt, Sequence[Completion]]  # a prompt with answers that differ from each other
 
@@ -38,8 +40,14 @@ class _Given(NamedTuple):
     score: float | None
     rationale: str = ""
     judgements: tuple[Judgement, ...] = ()
-    reason: str = "no_score"
-    call: str = ""
+    faults: tuple[Verdict, ...] = ()
+
+    @property
+    def fault(self) -> tuple[str, str, str]:
+        """Why there is no score, what was said instead, and the call that said it."""
+        for first in self.faults:
+            return f"judge_{first.reason}", first.text, first.record_id
+        return "no_score", self.rationale, ""
 
 
 @dataclass
@@ -51,7 +59,7 @@ class Rewarder:
     engines: Mapping[str, Engine]
     templates: Path | None
     salt: int
-    matches: dict[str, list[Record]] = field(default_factory=dict)  # the opinions of knock-outs, by prompt
+    asides: dict[str, list[Record]] = field(default_factory=dict)  # opinions that are no reward, by prompt
 
     def rate(self, groups: Sequence[Group]) -> list[list[Rated]]:
         """The rewards of all groups' answers, in their order."""
@@ -65,8 +73,8 @@ class Rewarder:
         return [[next(rated) for _ in completions] for _, completions in groups]
 
     def taken(self, prompt_id: str) -> list[Record]:
-        """The opinions of a prompt's knock-outs, once."""
-        return self.matches.pop(prompt_id, [])
+        """The opinions of a prompt's knock-outs, and those on answers without a reward; once."""
+        return self.asides.pop(prompt_id, [])
 
     @cached_property
     def _scorers(self) -> dict[int, Scorer]:
@@ -80,8 +88,9 @@ class Rewarder:
 
     def _rated(self, prompt: Prompt, completion: Completion, total: Scored, given: Sequence[_Given]) -> Rated:
         if total.value is None:
-            missing = next((g for g in given if g.score is None), _Given(None))
-            return Rated(None, (), missing.reason, missing.rationale, missing.call)
+            for one in given:
+                self._aside(prompt, *one.judgements, *one.faults)
+            return Rated(None, (), *next((g for g in given if g.score is None), _Given(None)).fault)
         lone = self.reward.parts[0].weight == len(given) == 1
         if lone and given[0].judgements:  # a judge's own rows, one for each aspect: their mean is the reward
             return Rated(total.value, given[0].judgements)
@@ -102,14 +111,8 @@ class Rewarder:
 
     def _scored(self, part: notation.Judge, groups: Sequence[Group]) -> list[_Given]:
         cases = (Case.of(p, c) for p, completions in groups for c in completions)
-        found = list[_Given]()
-        for scored in score(self._judge(part), self.engines[part.judge], cases, self.salt):
-            if scored.mean is None:
-                fault = scored.faults[0]
-                found.append(_Given(None, fault.text, reason=f"judge_{fault.reason}", call=fault.record_id))
-            else:
-                found.append(_Given(scored.mean, judgements=scored.judgements))
-        return found
+        judged = score(self._judge(part), self.engines[part.judge], cases, self.salt)
+        return [_Given(scored.mean, judgements=scored.judgements, faults=scored.faults) for scored in judged]
 
     def _knocked_out(self, part: notation.Judge, groups: Sequence[Group]) -> list[_Given]:
         brackets = [_Bracket.drawn(prompt, completions, self.salt) for prompt, completions in groups]
@@ -118,23 +121,32 @@ class Rewarder:
             for (bracket, pair), opinion in zip(
                 matches, compare(self._judge(part), self.engines[part.judge], cases, self.salt), strict=True
             ):
-                self.matches.setdefault(bracket.prompt.id, []).extend(opinion.records)
-                # an undecided match goes to whom the lot put first
-                bracket.advance(pair[1] if opinion.decision == "lose" else pair[0])
+                self._aside(bracket.prompt, *opinion.records)
+                bracket.play(pair, opinion)
             for bracket in brackets:
                 bracket.next_round()
-        return [_Given(b.share(c), f"{b.wins[c.id]} of {b.rounds} rounds won") for b in brackets for c in b.entered]
+        return [b.given(c) for b in brackets for c in b.entered]
+
+    def _aside(self, prompt: Prompt, *records: Record) -> None:
+        self.asides.setdefault(prompt.id, []).extend(records)
 
 
 @dataclass
 class _Bracket:
-    """The knock-out of one prompt's answers. An answer without a partner goes on to the next round."""
+    """The knock-out of one prompt's answers.
+
+    An answer without a partner goes on to the next round, and that round counts as won with its next win. Of an
+    undecided match the one whom the lot put first goes on, without a win.
+    """
 
     prompt: Prompt
     entered: Sequence[Completion]
     left: list[Completion]
-    wins: dict[str, int]
     rounds: int
+    wins: Counter[str] = field(default_factory=Counter)
+    byes: Counter[str] = field(default_factory=Counter)  # rounds without a partner since the last win
+    read: set[str] = field(default_factory=set)  # who had a match that could be read
+    faults: dict[str, tuple[Verdict, ...]] = field(default_factory=dict)  # of the first match that could not
     through: list[Completion] = field(default_factory=list)
 
     @staticmethod
@@ -143,27 +155,40 @@ class _Bracket:
         order = list(completions)
         Random(f"{salt} bracket {prompt.id}").shuffle(order)
         rounds = max(0, len(order) - 1).bit_length()
-        return _Bracket(prompt, completions, order, {c.id: 0 for c in order}, rounds)
+        return _Bracket(prompt, completions, order, rounds)
 
     @property
     def pairs(self) -> list[tuple[Completion, Completion]]:
         """Who meets whom in this round."""
         return list(zip(self.left[0::2], self.left[1::2], strict=False))
 
-    def advance(self, winner: Completion) -> None:
-        """Note a match's winner."""
-        self.wins[winner.id] += 1
-        self.through.append(winner)
+    def play(self, pair: tuple[Completion, Completion], opinion: Opinion) -> None:
+        """Note a match's winner, where there is one, and who goes on."""
+        ahead = pair[1] if opinion.decision == "lose" else pair[0]
+        self.through.append(ahead)
+        if opinion.decision in ("win", "lose"):
+            self.wins[ahead.id] += 1 + self.byes.pop(ahead.id, 0)
+        for one in pair:
+            if opinion.decision != "invalid":
+                self.read.add(one.id)
+            else:
+                self.faults.setdefault(one.id, opinion.faults)
 
     def next_round(self) -> None:
-        """Only the winners are left, and the one without a partner, which counts as having won."""
+        """Only those who go on are left, and the one without a partner."""
         if len(self.left) > 1 and len(self.left) % 2:
-            self.advance(self.left[-1])
+            self.byes[self.left[-1].id] += 1
+            self.through.append(self.left[-1])
         self.left, self.through = (self.through, []) if len(self.left) > 1 else (self.left, [])
 
-    def share(self, completion: Completion) -> float:
-        """The share of all rounds that an answer won: 1 for the winner, also of a lone entry."""
-        return self.wins[completion.id] / self.rounds if self.rounds else 1.0
+    def given(self, completion: Completion) -> _Given:
+        """The share of all rounds that an answer won: 1 for who won all, also for a lone entry."""
+        if not self.rounds:
+            return _Given(1.0, "the only answer")
+        if completion.id not in self.read:
+            return _Given(None, faults=self.faults.get(completion.id, ()))
+        wins = self.wins[completion.id]
+        return _Given(wins / self.rounds, f"{wins} of {self.rounds} rounds won")
 
 
 def of_copy(rated: Rated, completion: Completion) -> Rated:

@@ -208,6 +208,50 @@ def test_a_knock_out_finds_the_one_that_beats_all_others() -> None:
     assert {j.judge for j in records if isinstance(j, Judgement) and not j.other_id} == {"judge:j"}
 
 
+@pytest.mark.parametrize(
+    ("replies", "faults", "reason"),
+    [
+        ("I cannot judge these.", {}, "judge_unreadable"),
+        ("Verdict: A", {"error_every": 1}, "judge_engine_error"),
+        ("Verdict: A", {"truncate_every": 1}, "judge_truncated"),
+    ],
+)
+def test_a_knock_out_that_nobody_could_read_rewards_nobody(
+    replies: str, faults: dict[str, int], reason: str, store: Store
+) -> None:
+    judge = Scripted(model="judge", replies={".": replies}, **faults).open()  # type: ignore[arg-type]
+    records = _run(PROMPTS[:1], _engines() | {"j": judge}, n=8, reward={"judge": "j", "way": "tournament"})
+    assert [v.reason for v in records if isinstance(v, Verdict) and v.reason.startswith("judge_")] == [reason] * 8
+    answers = {r.id for r in records if isinstance(r, Completion)}
+    verdicts = {v.record_id: v for v in records if isinstance(v, Verdict)}
+    for answer in answers:
+        assert verdicts[answer].reason == reason
+        assert verdicts[verdicts[answer].evidence_id].text == verdicts[answer].text, "the call that failed is named"
+    assert not [j for j in records if isinstance(j, Judgement) and (j.score is not None or j.verdict == "win")]
+    store.append(records, "d")
+    assert store.rows("SELECT count(*) FROM pairs") == [(0,)] == store.rows("SELECT count(*) FROM sft")
+
+
+@pytest.mark.parametrize("said", ["Verdict: A", "Verdict: tie"])
+def test_a_knock_out_without_a_decided_match_makes_no_order(said: str) -> None:
+    judge = Scripted(model="judge", replies={".": said}).open()
+    records = _run(PROMPTS[:1], _engines() | {"j": judge}, n=40, reward={"judge": "j", "way": "tournament"})
+    rewards = [j for j in records if isinstance(j, Judgement) and not j.other_id]
+    assert len({j.completion_id for j in rewards}) == 40
+    assert {(j.score, j.rationale) for j in rewards} == {(0.0, "0 of 4 rounds won")}, "going on by lot is no win"
+    assert not [j for j in records if isinstance(j, Judgement) and j.other_id and j.judge != "judge"], "no pair"
+
+
+def test_a_knock_out_loses_only_answers_whose_own_matches_could_not_be_read() -> None:
+    judge = Scripted(model="judge", replies={"answer [AB]\n3\n": "I cannot judge these.", **JUDGE}).open()
+    records = _run(PROMPTS[:1], _engines() | {"j": judge}, n=40, reward={"judge": "j", "way": "tournament"})
+    said = {r.id: r.text for r in records if isinstance(r, Completion)}
+    lost = {said[v.record_id] for v in records if isinstance(v, Verdict) and v.reason == "judge_unreadable"}
+    assert "3" in lost
+    assert len(lost) <= 2, "3, and whom it met"
+    assert _kept(records) == {PROMPTS[0].id: ["9"]}
+
+
 def test_several_rewards_make_one() -> None:
     reward = [{"sql": "completion::INT"}, {"rule": "exact", "weight": 100}]
     assert _kept(_run(PROMPTS[:1], n=40, reward=reward)) == {PROMPTS[0].id: ["3"]}
@@ -257,6 +301,21 @@ def test_a_judge_that_fails_costs_the_score_of_its_own_answer_alone() -> None:
     assert len(lost) == 3
     assert not lost & scored
     assert len(_kept(records)[PROMPTS[0].id]) == 1
+
+
+def test_scores_that_could_be_read_are_kept_beside_those_that_could_not() -> None:
+    judge = Scripted(model="judge", replies={"(?i)alone\\.\\s+helpful": "Score: 4", ".": "I cannot say."}).open()
+    reward = {"judge": "j", "aspects": ["helpfulness", "honesty", "style"]}
+    records = _run(PROMPTS[:1], _engines() | {"j": judge}, n=1, reward=reward)
+    [answer] = [r for r in records if isinstance(r, Completion)]
+    told = [(j.aspect, j.score, j.verdict) for j in records if isinstance(j, Judgement)]
+    assert told == [("helpfulness", 4.0, None), ("honesty", None, "invalid"), ("style", None, "invalid")]
+    verdicts = [v for v in records if isinstance(v, Verdict)]
+    assert [(v.reason, v.text) for v in verdicts] == [
+        ("judge_unreadable", "I cannot say."), ("unreadable", "I cannot say."), ("unreadable", "I cannot say."),
+    ]  # fmt: skip
+    assert verdicts[0].record_id == answer.id
+    assert verdicts[0].evidence_id == verdicts[1].record_id != verdicts[2].record_id
 
 
 def test_a_run_whose_engine_died_goes_on_where_it_was_and_ends_like_one_that_lived(tmp_path: Path) -> None:
