@@ -21,7 +21,7 @@ def trainer(name: str, **options: Any) -> Any:
         "base": WEAK, "bf16": False, "reward": {"sql": "-length"}, "max_steps": 3, "num_generations": 2,
         "per_device_train_batch_size": 8, "max_completion_length": 10, "learning_rate": 1e-3, "save_steps": 0,
     }  # fmt: skip
-    return load_step("train", name, common | options)
+    return load_step("train", name, common | ({"num_ppo_epochs": 2} if name == "ppo" else {}) | options)
 
 
 def rows_of(rows: list[dict[str, Any]] = ROWS) -> datasets.Dataset:
