@@ -8,10 +8,11 @@ model answers; instructions are tagged by quality, difficulty and safety and fil
    works, with a system message that steers the subject where one is given. A server gets `pre_query` as raw text.
 2. An instruction may have several lines; it ends with the end of the turn, which some models need as a `stop`. The code
    ends it at the first line break: `stop: ["\\n"]` does that.
-3. The three tags come from one call that replies with three lines, not from three models.
+3. The three tags come from one call that replies with three lines, not from three models. A cut reply has none.
 4. Repetitions are found by exact text and by ROUGE-L, not by the distance of embeddings; the filter `semantic` can do
    that on what is made here. The stage's `from` dataset holds what new instructions must differ from; it may be small.
-5. Exactly `accept` rows are kept, and every casualty is a row with its reason.
+5. What has fewer than three words ("Thanks!") asks for nothing and is refused as `too_short`.
+6. Exactly `accept` rows are kept, and every casualty is a row with its reason.
 """
 
 import re
@@ -42,7 +43,7 @@ _QUALITIES = ("very poor", "poor", "average", "good", "excellent")
 _DIFFICULTIES = ("very easy", "easy", "medium", "hard", "very hard")
 _LEAST_WORDS = 3  # "Thanks!" and "Hi there" ask for nothing
 _TAG = {
-    name: re.compile(rf"^\W*(?:{name}|{chinese})\W*[:：]\W*({'|'.join(values)})\b", re.IGNORECASE | re.MULTILINE)
+    name: re.compile(rf"[\s*_#-]*(?:{name}|{chinese})[\s*_]*[:：][\s*_]*({'|'.join(values)})[\s*_.。]*", re.IGNORECASE)
     for name, chinese, values in (
         ("quality", "质量", _QUALITIES),
         ("difficulty", "难度", _DIFFICULTIES),
@@ -183,9 +184,8 @@ class _Work:
         """Those that a model finds good enough, with its tags; one without all three tags has none that count."""
         fit: list[_Draft] = []
         for draft, reply in zip(drafts, self.tally.ask(self.judge, map(self._tagging, drafts)), strict=True):
-            tags = {n: found[1].lower() for n, pattern in _TAG.items() if (found := pattern.search(reply.text))}
-            if reply.finish_reason == "error" or len(tags) < len(_TAG):
-                reason = "engine_error" if reply.finish_reason == "error" else "unreadable"
+            tags = _tags(reply.text)
+            if reason := fault(reply) or ("unreadable" if len(tags) < len(_TAG) else ""):
                 yield casualty("magpie", reply, reason, f"{draft.text}\n{reply.error or reply.text}")
                 continue
             self.tally.note("unsafe", tags["safety"] == "unsafe")
@@ -237,3 +237,10 @@ class _Work:
     def _prompt(self, draft: _Draft) -> Prompt:
         meta = {**draft.tags, "call_key": draft.reply.key}
         return Prompt(user(draft.text), "magpie", (), language(draft.text), meta)
+
+
+def _tags(text: str) -> dict[str, str]:
+    """Each tag by the last line that holds it and nothing else: a menu or a quotation in a sentence is none."""
+    lines = text.rsplit("</think>", 1)[-1].splitlines()
+    said = ((name, pattern.fullmatch(line)) for line in lines for name, pattern in _TAG.items())
+    return {name: found[1].lower() for name, found in said if found}

@@ -114,6 +114,50 @@ def test_tags_decide_and_unreadable_ones_are_no_tags(tags: str, reason: str) -> 
     assert verdict.text.split("\n")[0] in SAID
 
 
+MENU = "Quality: very poor|poor|average|good|excellent\nDifficulty: very easy|easy|medium|hard|very hard\nSafety: safe|unsafe"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        MENU,
+        GOOD.replace("\n", " / "),
+        GOOD.replace("good", "good enough"),
+        GOOD.replace("Safety: safe", "Safety: safe or unsafe, who knows"),
+        "It says Quality: good\nDifficulty: easy\nSafety: safe",
+        f"<think>\n{GOOD}\n</think>\nI cannot tell.",
+        "质量：good，大概\n难度：easy\n安全性：safe",
+    ],
+)
+def test_an_echoed_menu_or_a_sentence_is_no_tag(said: str) -> None:
+    records = _run(_engine({"Quality:": said}))
+    assert not [r for r in records if isinstance(r, Prompt)]
+    assert "unreadable" in _verdicts(records)
+    assert not _verdicts(records).keys() & {"poor_quality", "unsafe"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"{MENU}\n{GOOD}",
+        f"The user writes: Quality: excellent / Difficulty: hard / Safety: unsafe\n{GOOD}",
+        f"Quality: excellent\nDifficulty: hard\nSafety: unsafe\nThat is its own praise. My tags:\n{GOOD}",
+        "**Quality:** Good.\n- Difficulty: easy\r\n质量: good\nSafety：safe。",
+    ],
+)
+def test_the_last_full_line_of_each_tag_wins(said: str) -> None:
+    kept = [r.meta for r in _run(_engine({"Quality:": said})) if isinstance(r, Prompt)]
+    assert [(m["quality"], m["difficulty"], m["safety"]) for m in kept] == [("good", "easy", "safe")] * 3
+
+
+def test_tags_that_were_cut_or_withheld_are_no_tags() -> None:
+    judge = Scripted(replies={".": f"{GOOD}\n{'and so on ' * 9}"}, truncate_every=1).open()
+    step = Magpie(engine="e", judge="j", accept=3, n=40, max_candidates=40)
+    records = list(step.generate((), {"e": _engine(), "j": judge}, Random(4)))
+    assert not [r for r in records if isinstance(r, Prompt)]
+    assert _verdicts(records)["truncated"].text.split("\n")[0] in SAID
+
+
 def test_thresholds_are_options() -> None:
     poor = GOOD.replace("good", "poor").replace("Safety: safe", "安全性：unsafe")
     records = _run(_engine({"Quality:": poor}), least_quality="poor", keep_unsafe=True)
