@@ -120,6 +120,44 @@ def test_any_preference_file_is_gold_and_its_winners_stand_on_both_sides(shared:
     assert (chance.accuracy.value, round(chance.kappa.value, 9)) == (0.5, 0.0)
 
 
+def _rows(path: Path, found: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
+    return path
+
+
+def test_a_label_that_cannot_be_read_is_no_truth_and_is_counted(tmp_path: Path) -> None:
+    labels = ["unclear", None, "1", "2", "看不出"]
+    found = [
+        {"prompt": f"多少？{i}", "first": "一", "second": "二二", "label": label} for i, label in enumerate(labels)
+    ]
+    path = _rows(tmp_path / "gold.jsonl", found)
+    assert [item.truth for item in gold(path)] == [None, None, "win", "lose", None]
+    args = ["judge", "scripted", "--gold", str(path), "--json", "--store", str(tmp_path / "s.duckdb")]
+    result = CliRunner().invoke(main, args)
+    mute = json.loads(result.stdout.splitlines()[0])
+    assert (mute["accuracy"]["value"], mute["accuracy"]["n"], mute["kappa"]["value"]) == (0.0, 2, 0.0)
+    assert "3 of 5 rows have no readable label" in result.output
+    assert Store(tmp_path / "s.duckdb").rows("SELECT count(*) FROM calls") == [(4,)], "nobody is asked about the others"
+    with pytest.raises(DataError, match="no labelled pairs"):
+        gold(_rows(path, found[:2]))
+
+
+def test_verdicts_are_matched_by_a_key_only_where_it_names_one_pair(tmp_path: Path) -> None:
+    pairs = [{"question_id": 81, "prompt": f"q{i}", "first": "a", "second": "b", "label": "unclear"} for i in range(2)]
+    pairs.append({"question_id": 82, "prompt": "q2", "first": "a", "second": "b", "label": "A"})
+    items = gold(_rows(tmp_path / "gold.jsonl", pairs))
+    told = [{"question_id": 81, "verdict": "A"}, {"question_id": 81, "verdict": "B"}]
+    told.append({"question_id": 82, "verdict": "tie"})
+    outcomes = [(Said("win"),), (Said("lose"),), (Said("tie"),)]
+    assert stored(_rows(tmp_path / "said.jsonl", told), items) == outcomes
+    for wrong in (told[:2], told[::-1]):
+        with pytest.raises(DataError, match="several rows have the same 'question_id'"):
+            stored(_rows(tmp_path / "said.jsonl", wrong), items)
+    numbered = [{**row, "id": i} for i, row in enumerate(told)][::-1]
+    items = gold(_rows(tmp_path / "gold.jsonl", [{**row, "id": i} for i, row in enumerate(pairs)]))
+    assert stored(_rows(tmp_path / "said.jsonl", numbered), items) == outcomes, "another key may be unique"
+
+
 # --- agreement -----------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ _OUTCOMES: dict[str, Outcome] = {
 }
 _KEYS = ("pair_id", "idx", "id", "question_id", "item_id")
 _VERDICTS = ("verdict", "gpt_result", "decision", "winner", "judgement", "judgment", "preference", "label")
+_LABELS = ("label", "winner", "preference")
 _PROMPTS = ("prompt", "instruction", "question", "task")
 _SIDES = (
     ("response_A", "response_B"), ("response1", "response2"), ("first", "second"), ("output_1", "output_2"),
@@ -43,7 +44,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Item:
-    """Two answers to one prompt with the votes of raters, and what judges in the same file said of them."""
+    """Two answers to one prompt with the readable votes of raters, and what judges in the same file said of them."""
 
     prompt: Prompt
     one: Completion
@@ -65,10 +66,11 @@ class Item:
 
 
 def gold(path: Path) -> list[Item]:
-    """The labelled pairs of a file. Raises DataError where it has none."""
+    """The pairs of a file, those without a readable label too, for verdicts may come in their order. Raises DataError
+    where none has one."""
     found = [item for row in rows(path) if (item := _item(row))]
     items = found or _preferences(path)
-    if not items:
+    if not any(item.votes for item in items):
         raise DataError(f"{path}: no labelled pairs of answers; give prompt, first, second and label (1, 2 or 0)")
     return items
 
@@ -98,10 +100,20 @@ def outcome_of(value: object) -> Outcome:
 def _matched(
     path: Path, found: Sequence[Row], said: Sequence[tuple[Said, ...]], items: Sequence[Item]
 ) -> list[tuple[Said, ...]]:
-    key = next((k for k in _KEYS if k in found[0] and k in items[0].row), "")
-    if key:
-        by_key = {str(row[key]): s for row, s in zip(found, said, strict=True)}
-        return [by_key.get(str(item.row[key]), ()) for item in items]
+    shared = [k for k in _KEYS if all(k in row for row in found) and all(k in item.row for item in items)]
+    for key in shared:
+        ours, theirs = [str(item.row[key]) for item in items], [str(row[key]) for row in found]
+        if len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs):
+            by_key = dict(zip(theirs, said, strict=True))
+            return [by_key.get(name, ()) for name in ours]
+    for (
+        key
+    ) in shared:  # a key that repeats names no pair; but in the same order in both files it speaks for their order
+        if [str(item.row[key]) for item in items] != [str(row[key]) for row in found]:
+            raise DataError(
+                f"{path}: several rows have the same {key!r}, and the two files are not in the same order: "
+                "give both files a column `id` that no two rows share"
+            )
     if len(found) != len(items):
         raise DataError(
             f"{path}: {len(found)} verdicts for {len(items)} pairs and no common id: give both files a column `id`"
@@ -113,17 +125,21 @@ def _item(row: Row) -> Item | None:
     """A row with a prompt, two sides and a label or several raters' votes; None for any other."""
     sides = next((s for s in _SIDES if s[0] in row and s[1] in row), None)
     asked = _first(_PROMPTS, row)
-    votes = {name: row[name] for name in row if name.startswith("annotator") and row[name] is not None}
-    if not votes and (label := next((n for n in ("label", "winner", "preference") if n in row), "")):
-        votes = {"label": row[label]}
-    if not sides or not asked or not votes:
+    people, label = [name for name in row if name.startswith("annotator")], _first(_LABELS, row)
+    if not sides or not asked or not (people or label):
         return None
+    votes = _votes({name: row[name] for name in people}) or _votes({"label": row.get(label)})
     text = f"{row[asked]}\n{row['input']}" if row.get("input") else str(row[asked])
     prompt = Prompt(user(text), language=language(text))
     models = str(row.get("cmp_key", "")).split("_")  # PandaLM: two models may say the same
     models = models if len(models) == 2 else [str(row.get("response_model") or side) for side in sides]
     one, other = (Completion(prompt.id, str(row[s]), m) for s, m in zip(sides, models, strict=True))
-    return Item(prompt, one, other, {n: outcome_of(v) for n, v in votes.items()}, _games(row), row)
+    return Item(prompt, one, other, votes, _games(row), row)
+
+
+def _votes(told: Mapping[str, object]) -> dict[str, Outcome]:
+    """What raters said, without what cannot be read: an unreadable label is no truth that a judge could meet."""
+    return {name: outcome for name, value in told.items() if (outcome := outcome_of(value)) != "invalid"}
 
 
 def _games(row: Row) -> dict[str, tuple[Said, ...]]:
@@ -146,7 +162,7 @@ def _preferences(path: Path) -> list[Item]:
     for record in records(path):
         if isinstance(record, Prompt | Completion):
             texts[record.id] = record
-        elif isinstance(record, Judgement) and record.other_id and record.verdict:
+        elif isinstance(record, Judgement) and record.other_id and record.verdict not in (None, "invalid"):
             seen.append(record)
     return [_turned(texts, opinion) for opinion in seen]
 

@@ -43,9 +43,12 @@ def measure(question: Question, store: Store, say: Callable[[str], None], as_jso
     if question.label or labels.is_labels(question.gold):
         _print_labels(question, as_json)
         return
-    items = gold(question.gold)
+    whole = gold(question.gold)
+    items = [item for item in whole if item.votes]
+    if len(items) < len(whole):
+        say(f"{question.gold}: {len(whole) - len(items):,} of {len(whole):,} rows have no readable label: left out")
     items = Random(question.seed).sample(items, question.limit) if 0 < question.limit < len(items) else items
-    said = _said(question, items, store, say)
+    said = _said(question, whole, items, store, say)
     cards = [
         card(name, [_without(name, i) for i in items], verdicts, question.unreadable, question.seed)
         for name, verdicts in said.items()
@@ -70,11 +73,15 @@ def ask(step: Any, items: Sequence[Item], work: Run, dataset: str, seed: int) ->
     return _by_judge(opinions.values(), items)
 
 
-def _said(question: Question, items: Sequence[Item], store: Store, say: Callable[[str], None]) -> SaidOf:
-    """The verdicts of a file, of a rater or judge named in the gold, or of an engine that is asked now."""
+def _said(
+    question: Question, whole: Sequence[Item], items: Sequence[Item], store: Store, say: Callable[[str], None]
+) -> SaidOf:
+    """The verdicts of a file, of a rater or judge named in the gold, or of an engine that is asked now. A file may hold
+    them in the order of the whole gold."""
     name, path = question.judge, Path(question.judge)
     if path.is_file():
-        return _kept(store, question, items, {path.stem: stored(path, items, question.column)})
+        verdicts = {id(i): s for i, s in zip(whole, stored(path, whole, question.column), strict=True)}
+        return _kept(store, question, items, {path.stem: [verdicts[id(i)] for i in items]})
     inside = {judge for item in items for judge in item.said}
     if name in inside:
         return _kept(store, question, items, {name: [item.said.get(name, ()) for item in items]})
