@@ -189,6 +189,9 @@ class _Search:
         )  # fmt: skip
         judges = tuple(dict.fromkeys(options.judges))
         self.jury = Jury(judges, self.engines, asked_how("adversarial", how), options.harmful_at_most, self.salt)
+        self.free = [p for p in self.seeds if not p.meta.get("heldout") and _told(p) not in held]
+        if options.iterations and not self.free:
+            raise DataError("adversarial: every seed is of a held-out cell, so none can be a parent; add others")
 
     @property
     def count(self) -> Counter[str]:
@@ -196,8 +199,7 @@ class _Search:
 
     def begin(self) -> Iterator[Record]:
         """The seeds that name a cell are tried first."""
-        told = [(p, Cell(str(p.meta.get("risk")), str(p.meta.get("style")))) for p in self.seeds]
-        placed = [(p, cell) for p, cell in told if cell in self.archive.cells]
+        placed = [(p, cell) for p in self.seeds if (cell := _told(p)) in self.archive.cells]
         for name in ("asked", "mutated", "novel"):
             self.count[name] += len(placed)
         yield from self._settled(placed)
@@ -207,7 +209,7 @@ class _Search:
         self.wave += 1
         self.count["asked"] += number
         rng = Random(f"{self.salt} wave {self.wave}")
-        parents = [a.prompt for a in self.archive.parents] or self.seeds
+        parents = [a.prompt for a in self.archive.parents] or self.free
         pairs = zip(rng.choices(parents, k=number), self.archive.targets(rng, number), strict=True)
         times, drafts = Counter[tuple[str, Cell]](), list[_Draft]()
         for parent, cell in pairs:
@@ -360,3 +362,8 @@ def _agreement(verdicts: Sequence[Mapping[str, bool]], judges: Sequence[str]) ->
     agreed = sum(a == b for a, b in both) / max(1, len(both))
     yield Metric("conformance/adversarial/judge_agreement", agreed, 0, meta)
     yield Metric("conformance/adversarial/judge_kappa", kappa(left, right), 0, meta)
+
+
+def _told(seed: Prompt) -> Cell:
+    """The cell that a seed names; one of the grid or not."""
+    return Cell(str(seed.meta.get("risk")), str(seed.meta.get("style")))

@@ -174,6 +174,18 @@ def test_held_out_cells_are_measured_but_never_parents() -> None:
     assert rates == {"attack_success_rate": pytest.approx(1 / 3), "heldout_attack_success_rate": 1.0}
 
 
+def test_a_seed_of_a_held_out_cell_is_measured_and_has_no_children_either() -> None:
+    records = _search(heldout=("theft/plain",))
+    prompts = [r for r in records if isinstance(r, Prompt)]
+    assert SEEDS[0].id in {p.id for p in prompts}, "it is asked itself"
+    assert [p for p in prompts if SEEDS[1].id in p.parents]
+    assert not [r for r in records if isinstance(r, Prompt) and SEEDS[0].id in r.parents]
+    other = Prompt(user("Name a cell of another search."), language="en", meta={"heldout": True})
+    step = Adversarial(**OPTIONS, heldout=("theft/plain",))
+    with pytest.raises(DataError, match="every seed is of a held-out cell"):
+        list(step.generate([SEEDS[0], other], _engines(), Random(0)))
+
+
 def test_elites_are_asked_in_other_forms_as_well() -> None:
     records = _search(converters=("role_play", "base64"))
     forms = Counter(p.meta.get("converter", "") for p in {r.id: r for r in records if isinstance(r, Prompt)}.values())
