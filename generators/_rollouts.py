@@ -79,11 +79,9 @@ def settled(labels: Mapping[int, Label], count: int, search: Search) -> list[Lab
     return [label if place <= end else Label() for place, label in enumerate(found)]
 
 
-def ending_fault(reply: Reply, text: str) -> str:
-    """Why a reply does not bring `text` to an answer, or ""."""
-    if reply.finish_reason == "stop" and final_answer(text) is not None:
-        return ""
-    return task_fault(reply) or "no_answer"
+def ending(reply: Reply, prefix: str) -> str | None:
+    """The answer that a reply brings a prefix to. One that a step names on the way is none, unless nothing follows."""
+    return final_answer(reply.text if reply.text.strip() else prefix) if reply.finish_reason == "stop" else None
 
 
 @dataclass
@@ -105,13 +103,12 @@ class Rollouts:
         requests = (self._request(prefixes[key], key[1], i) for key in prefixes for i in range(self.n))
         for key, reply in zip(asked, self.tally.ask(self.engine, requests), strict=True):
             self.tally.count["calls"] += 1
-            solution, text = prefixes[key], key[1] + reply.text
-            reason = ending_fault(reply, text)
-            self.tally.note("failed_rollout_rate", bool(reason))
-            if reason:
-                yield casualty(NAME, reply, reason, evidence=solution.completion.id)
+            solution, said = prefixes[key], ending(reply, key[1])
+            self.tally.note("failed_rollout_rate", said is None)
+            if said is None:
+                yield casualty(NAME, reply, task_fault(reply) or "no_answer", evidence=solution.completion.id)
             else:
-                ends[key].append(same_answer(final_answer(text) or "", solution.gold or ""))
+                ends[key].append(same_answer(said, solution.gold or ""))
         return {key: self._label(found) for key, found in ends.items()}
 
     def _request(self, solution: Solution, prefix: str, number: int) -> Request:

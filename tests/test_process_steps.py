@@ -180,6 +180,17 @@ def test_a_step_without_any_rollout_has_no_label(replies: str, faults: dict[str,
     assert _figures(records, "yield") == {"asked": 1, "answered": 1, "labelled": 0, "kept": 0}
 
 
+def test_an_answer_that_a_step_names_on_the_way_is_not_the_rollout_s() -> None:
+    solves = "First, the answer is 7 before eating.\n7 - 2 = 5\nAnswer: 5"
+    steps = _run(solves, {r"\n$": "Hmm, and then."}, rollouts=3)
+    first = next(r for r in steps if isinstance(r, Step))
+    assert (first.label, first.soft_label, first.rollouts) == (None, None, 0)
+    assert _reasons(steps) == ["no_answer"] * 6 + ["unlabelled"] * 2
+    assert {v.text for v in steps if isinstance(v, Verdict) and v.reason == "no_answer"} == {"Hmm, and then."}
+    done = _run("7 - 2 = 5\nThe answer is 5.\nAnswer: 5", {r"is 5\.\n$": "", "= 5\n$": "答案：5"}, rollouts=3)
+    assert _labels(done) == [1, 1, 1], "a rollout that ends at once leaves the prefix's answer as it is"
+
+
 @pytest.mark.parametrize(
     ("solves", "faults", "reason"),
     [
