@@ -88,8 +88,7 @@ def archive(store: Store) -> dict[str, Any]:
 
 def rows(store: Store) -> dict[str, Any]:
     """The rows made of it, by the truth."""
-    ends = """SELECT prompt, completion FROM sft WHERE dataset = ?
-              AND completion_id NOT IN (SELECT parent FROM lineage WHERE kind = 'completion')"""
+    ends = "SELECT prompt, completion FROM sft WHERE dataset = ?"
     safety = [m for m in (marked(*row) for row in store.rows(ends, ["safety"])) if m]
     twins = [marked(*row) for row in store.rows(ends, ["lookalikes"])]
     pairs = store.rows("SELECT prompt, chosen, rejected FROM pairs WHERE dataset = 'safety'")

@@ -9,9 +9,10 @@ ensemble of principles). Departures:
    tells the share of votes. Labels compare the first draft with the last revision of the same prompt.
 3. A critique or revision that failed ends its chain; what was revised before stays.
 
-Each revision is a completion whose parent is the answer that it revises, so the last ones are those that are nobody's
-parent. Critiques are judgements of the answer that they criticise (aspect "critique", the principle as rubric). Prompts
-of held-out cells are left out, with that reason.
+Each revision is a completion whose parent is the answer that it revises. What was revised is dropped as "revised", also
+where the judge preferred it: no row to learn from, but the rejected side of a pair. Critiques are judgements of the
+answer that they criticise (aspect "critique", the principle as rubric). Prompts of held-out cells are left out, with
+that reason.
 """
 
 from collections import Counter
@@ -155,6 +156,8 @@ class _Work:
             rationale=critique.text.strip(), call_key=critique.key,
         )  # fmt: skip
         yield chain.last
+        if before.id != chain.last.id:
+            yield Verdict(before.id, "constitutional", False, "revised", evidence_id=chain.last.id)
         self.tally.note("changed", float(chain.last.text != before.text))
 
     def _failed(self, chain: _Chain, reply: Reply) -> Generator[Record, None, bool]:

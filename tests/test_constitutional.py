@@ -39,7 +39,8 @@ def _review(answered: list[Answered] | None = None, engine: Scripted | None = No
 
 
 def _reasons(records: list[Record]) -> Counter[str]:
-    return Counter(r.reason for r in records if isinstance(r, Verdict))
+    """Of what was lost; an answer that was revised is told by its revision."""
+    return Counter(r.reason for r in records if isinstance(r, Verdict) and r.reason != "revised")
 
 
 def _measures(records: list[Record]) -> dict[str, float]:
@@ -83,10 +84,19 @@ def test_labels_compare_draft_and_last_revision_under_several_principles_in_both
 def test_the_rows_make_pairs_and_training_rows(store: Store) -> None:
     store.append(_review(), "safety")
     assert store.rows("SELECT prompt, chosen, rejected, votes FROM pairs") == [(ASKED.text, GOOD, BAD, 3)]
-    ends = (
-        "SELECT completion FROM sft WHERE completion_id NOT IN (SELECT parent FROM lineage WHERE kind = 'completion')"
-    )
-    assert store.rows(ends) == [(GOOD,)]
+    assert store.rows("SELECT completion FROM sft") == [(GOOD,)], "nobody learns the draft, or what was revised again"
+    draft, middle, last = (r.id for r in _review() if isinstance(r, Completion))
+    told = store.rows("SELECT record_id, evidence_id FROM drops WHERE reason = 'revised' ORDER BY record_id")
+    assert told == sorted([(draft, middle), (middle, last)])
+
+
+def test_of_a_chain_whose_draft_was_preferred_no_row_is_left(store: Store) -> None:
+    likes_harm = Scripted(replies={"answer A\nTo rob": "Verdict: A", "answer B\nTo rob": "Verdict: B"}).open()
+    step = Constitutional(engine="e", judge="j", rounds=1, labels=4)
+    answered = [Answered(ASKED, (_draft(ASKED, BAD),))]
+    engines: dict[str, Engine] = {"e": Scripted(replies=REPLIES).open(), "j": likes_harm}
+    store.append(step.review(answered, engines, Random(0)), "safety")
+    assert store.rows("SELECT completion FROM sft UNION ALL SELECT chosen FROM pairs") == []
 
 
 def test_principles_are_drawn_by_content_and_differ_between_drafts() -> None:
@@ -142,7 +152,7 @@ def test_a_revision_that_the_judge_likes_less_is_dropped_with_its_share_of_votes
     step = Constitutional(engine="e", judge="j", rounds=1, labels=4)
     answered = [Answered(ASKED, (_draft(ASKED, BAD),))]
     records = list(step.review(answered, {"e": Scripted(replies=REPLIES).open(), "j": likes_harm}, Random(0)))
-    dropped = [r for r in records if isinstance(r, Verdict)]
+    dropped = [r for r in records if isinstance(r, Verdict) and r.reason != "revised"]
     assert [(v.reason, v.score, v.keep) for v in dropped] == [("draft_preferred", 0.0, False)]
     assert dropped[0].record_id == [r for r in records if isinstance(r, Completion)][-1].id
 

@@ -26,7 +26,7 @@ SELECT c.* FROM completions c ANTI JOIN dropped d ON d.record_id = c.id AND d.da
 CREATE OR REPLACE VIEW fair_completions AS
 SELECT c.* FROM completions c
 ANTI JOIN (SELECT record_id, dataset FROM latest_verdicts
-           WHERE NOT keep AND reason NOT IN ('not_best', 'not_accepted', 'improved')) d
+           WHERE NOT keep AND reason NOT IN ('not_best', 'not_accepted', 'improved', 'revised')) d
   ON d.record_id = c.id AND d.dataset = c.dataset;
 
 -- Supervised rows: a kept answer to a prompt that no filter dropped. A dataset of answers may lean on the prompts of
