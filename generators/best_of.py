@@ -71,10 +71,11 @@ class BestOf:
     """How answers are drawn."""
 
     def calls(self, prompts: int) -> int:
-        """The samples, and what judges are asked of them where no two are alike."""
+        """The samples, and what judges are asked of them where no two are alike; a judge's own answer counts once."""
         judges = [p for p in self.reward.parts if isinstance(p, Judge)]
         judged = (2 * (self.n - 1) if j.way == "tournament" else self.n * len(j.aspects) for j in judges)
-        return prompts * (self.n + sum(judged))
+        own = {(p.judge, p.max_tokens) for p in judges if p.reference}
+        return prompts * (self.n + sum(judged) + len(own))
 
     def generate(self, prompts: Iterable[Prompt], engines: Mapping[str, Engine], rng: Random) -> Iterator[Record]:
         """Each prompt with its samples, their rewards, what became of them and the pairs, in order."""

@@ -64,8 +64,8 @@ class WeakToStrong:
     """How opinions are drawn."""
 
     def calls(self, prompts: int) -> int:
-        """A draft, a critique, a rewrite and two opinions for each prompt."""
-        return 5 * prompts
+        """A draft, a critique, a rewrite and two opinions for each prompt, and the judge's own answer if wanted."""
+        return (5 + self.reference) * prompts
 
     def generate(self, prompts: Iterable[Prompt], engines: Mapping[str, Engine], rng: Random) -> Iterator[Record]:
         """Waves of prompts, each step of a wave at once; the rows come in the order of the prompts within a step."""

@@ -376,3 +376,7 @@ def test_calls_are_estimated_with_the_judges() -> None:
     step = BestOf(engine="e", n=8, reward=[{"judge": "j"}, {"rule": "exact"}])  # type: ignore[arg-type]
     assert step.calls(10) == 160
     assert BestOf(engine="e", n=8, reward={"judge": "j", "way": "tournament"}).calls(1) == 8 + 14  # type: ignore[arg-type]
+    guided = {"judge": "j", "reference": True}
+    assert BestOf(engine="e", n=8, reward=guided).calls(10) == 170  # type: ignore[arg-type]
+    both = [guided, guided | {"way": "tournament"}]
+    assert BestOf(engine="e", n=8, reward=both).calls(1) == 8 + 8 + 14 + 1, "one answer of its own serves both"  # type: ignore[arg-type]

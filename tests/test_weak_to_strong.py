@@ -191,6 +191,7 @@ def test_the_measures_that_are_published_are_measured() -> None:
     assert (counts["regression_rate"], counts["consistency"], counts["changed_rate"]) == (0.25, 0.75, 0.8)
     assert set(PUBLISHED) <= set(counts)
     assert WeakToStrong(weak="w", strong="s").calls(7) == 35
+    assert WeakToStrong(weak="w", strong="s", reference=True).calls(10) == 60, "the judge answers each task itself"
 
 
 def test_own_templates_come_first(tmp_path: Path) -> None:
