@@ -107,6 +107,13 @@ class Scored:
         return sum(values) / len(values) if values and len(values) == len(self.scores) else None
 
 
+def votes_fault(votes: int, sampling: Sampling) -> str:
+    """Why a judge cannot be asked so many times in each order, or ""."""
+    if votes == 1 or sampling.temperature > 0:
+        return ""
+    return f"votes is {votes}, but at temperature 0 all of them are one; raise the temperature of judge_sampling"
+
+
 # --- whole waves ---------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from factory.engines.base import Engine, Reply, Request, Sampling
-from factory.errors import DataError
+from factory.errors import DataError, SpecError
 from factory.options import step
 from factory.records import Judgement, Record, Verdict, content_id
 from generators._candidates import seed
@@ -28,6 +28,7 @@ from generators._judge import (
     compare,
     rank,
     score,
+    votes_fault,
 )
 from generators._tally import Tally
 
@@ -70,6 +71,10 @@ class Judging:
     """A folder with Jinja templates of your own: judge/pairwise, judge/pointwise, judge/listwise."""
     wave: int = Field(default=1024, ge=1)
     """Prompts that are worked on at once."""
+
+    def __post_init__(self) -> None:
+        if fault := votes_fault(self.votes, self.judge_sampling):
+            raise SpecError(fault)
 
     @property
     def judges(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from generators._archive import Archive, Attempt, Cell, grid, kappa
 from generators._bleu import bleu
 from generators._candidates import casualty, seed, task_fault
 from generators._converters import CONVERTERS
-from generators._judge import Judge, neutral
+from generators._judge import Judge, neutral, votes_fault
 from generators._jury import RULE, Jury, asked_how
 from generators._request import request_in
 from generators._tally import Tally
@@ -112,6 +112,8 @@ class Adversarial:
             for name in wanted:
                 if name not in there:
                     raise SpecError(f"adversarial: no {what} {name!r}; {nearest(name, sorted(there))}")
+        if fault := votes_fault(self.votes, self.judge_sampling):
+            raise SpecError(fault)
 
     @property
     def accept(self) -> int:

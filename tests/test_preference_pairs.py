@@ -9,10 +9,12 @@ from typing import TypeVar
 import pytest
 
 from factory import flow
+from factory.engines.base import Sampling
 from factory.engines.scripted import Scripted, ScriptedEngine
-from factory.errors import DataError
+from factory.errors import DataError, SpecError
 from factory.records import Completion, Judgement, Metric, Prompt, Record, Verdict, user
 from factory.store import Store
+from generators.adversarial import Adversarial
 from generators.judge import Judge
 from generators.preference_pairs import PreferencePairs
 
@@ -148,6 +150,24 @@ def test_rankings_become_all_pairs_of_a_prompt(store: Store) -> None:
     assert len(rows) == len(PROMPTS)
     assert {tuple(pairs) for _, pairs in rows} == {tuple(combinations(worth, 2))}
     assert step.calls(10) == 10 * (3 + 2)
+
+
+@pytest.mark.parametrize(("how", "calls"), [("pairwise", 6 + 1), ("listwise", 2 + 1), ("pointwise", 3 * 5 + 1)])
+def test_calls_are_estimated_with_the_judges_own_answers(how: str, calls: int) -> None:
+    options = {"judge": ("one", "two"), "how": how, "reference": True}
+    assert PreferencePairs(engine="e", n=3, **options).calls(10) == 10 * (3 + 2 * calls)  # type: ignore[arg-type]
+    assert Judge(judge="j", reference=True).calls(10) == 10 * (2 + 1)
+
+
+def test_votes_without_a_temperature_are_told_before_anything_is_asked() -> None:
+    said = "votes is 3, but at temperature 0 all of them are one"
+    with pytest.raises(SpecError, match=said):
+        PreferencePairs(engine="e", judge="j", votes=3)
+    with pytest.raises(SpecError, match=said):
+        Judge(judge="j", votes=3)
+    with pytest.raises(SpecError, match=said):
+        Adversarial(engine="e", target="t", judges=("j",), votes=3)
+    assert Judge(judge="j", votes=3, judge_sampling=Sampling(temperature=0.5)).judge_calls(2) == 6
 
 
 def test_scores_become_margins_rankings_and_pairs(store: Store) -> None:
