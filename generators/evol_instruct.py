@@ -30,6 +30,7 @@ from factory.records import Completion, Prompt, Record, user
 from factory.text import language, normalise, words
 from generators import _evolution as rules
 from generators._candidates import casualty, fault, seed, task_fault, waves
+from generators._judge import neutral, nonce_for
 from generators._tally import Tally
 from generators._templates import render
 
@@ -150,8 +151,7 @@ class _Work:
 
     def compared(self, children: list[_Child]) -> Told:
         """The equality check of each with its parent."""
-        requests = [Request(user(self._render("equal", c, first=c.parent.prompt.text, second=c.prompt.text)),
-                            Sampling(temperature=0.0, max_tokens=128)) for c in children]  # fmt: skip
+        requests = [Request(user(self._compare(c)), Sampling(temperature=0.0, max_tokens=128)) for c in children]
         gained: list[_Child] = []
         for child, reply in zip(children, self.tally.ask(self.judge, requests), strict=True):
             equal = rules.equality(reply)
@@ -208,7 +208,7 @@ class _Work:
 
     def _evolve(self, member: _Member, operation: Operation, turn: int) -> Request:
         values = {"instruction": member.prompt.text, "operation": operation}
-        text = render("evol_instruct", "evolve", values, self.options.templates, member.prompt.language)
+        text = self._render("evolve", member, values)
         return Request(user(text), self.options.sampling, seed(self.salt, member.prompt.id, turn, "evolve"))
 
     def _prompt(self, member: _Member, text: str, operation: Operation, turn: int, reply: Reply) -> Prompt:
@@ -224,5 +224,10 @@ class _Work:
             call_key=reply.key,
         )  # fmt: skip
 
-    def _render(self, name: str, child: _Child, **values: object) -> str:
-        return render("evol_instruct", name, values, self.options.templates, child.parent.prompt.language)
+    def _compare(self, child: _Child) -> str:
+        first, second = child.parent.prompt.text, child.prompt.text
+        values = {"first": neutral(first), "second": neutral(second), "nonce": nonce_for(first, second)}
+        return self._render("equal", child.parent, values)
+
+    def _render(self, name: str, member: _Member, values: Mapping[str, object]) -> str:
+        return render("evol_instruct", name, values, self.options.templates, member.prompt.language)

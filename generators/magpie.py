@@ -30,6 +30,7 @@ from factory.options import step
 from factory.records import Completion, Message, Prompt, Record, content_id, user
 from factory.text import language, normalise, words
 from generators._candidates import casualty, fault, seed
+from generators._judge import neutral, nonce_for
 from generators._novelty import Novelty
 from generators._tally import Tally
 from generators._templates import render
@@ -224,7 +225,8 @@ class _Work:
         return (*([Message("system", self.options.system)] if self.options.system else []), Message("user", ""))
 
     def _tagging(self, draft: _Draft) -> Request:
-        text = render("magpie", "tags", {"task": draft.text}, self.options.templates, language(draft.text))
+        values = {"task": neutral(draft.text), "nonce": nonce_for(draft.text)}
+        text = render("magpie", "tags", values, self.options.templates, language(draft.text))
         return Request(user(text), Sampling(temperature=0.0, max_tokens=64))
 
     def _unfit(self, tags: Mapping[str, str]) -> str:

@@ -10,6 +10,8 @@ a judge agree; Lightman et al., "Let's Verify Step by Step" (2023): labels end w
 2. Answers are compared as quantities (factory/answers.py), not as strings.
 3. The last step's label is the outcome itself: from there nothing is left to roll out, so its `rollouts` is 0.
 4. Solutions that begin with the same steps share the rollouts of that beginning.
+5. What a judge is shown stands behind a fence with a nonce, and reserved chat markers are taken apart: a step is
+   hostile text, and cannot end the turn or speak for the judge.
 
 `PUBLISHED` stands beside the metrics `conformance/process_steps/*`.
 """
@@ -29,6 +31,7 @@ from factory.errors import SpecError
 from factory.options import step
 from factory.records import Answered, Completion, Judgement, Message, Metric, Prompt, Record, Step, Verdict
 from generators._candidates import casualty, seed, task_fault, waves
+from generators._judge import neutral, nonce_for
 from generators._rollouts import NAME, Judge, Label, Rollouts, Search, Solution, agreed, settled, wanted
 from generators._steps import Style, split
 from generators._tally import Tally
@@ -253,7 +256,8 @@ class _Work:
 
     def _question(self, solution: Solution, place: int) -> str:
         texts = [part.text for part in solution.parts]
-        values = {"problem": solution.prompt.text, "before": "\n".join(texts[:place]), "step": texts[place]}
+        shown = {"problem": solution.prompt.text, "before": "\n".join(texts[:place]), "step": texts[place]}
+        values = {name: neutral(text) for name, text in shown.items()} | {"nonce": nonce_for(*shown.values())}
         values |= {"number": str(place + 1)}
         return render(NAME, "judge", values, self.options.templates, solution.prompt.language)
 

@@ -114,7 +114,9 @@ def test_tags_decide_and_unreadable_ones_are_no_tags(tags: str, reason: str) -> 
     assert verdict.text.split("\n")[0] in SAID
 
 
-MENU = "Quality: very poor|poor|average|good|excellent\nDifficulty: very easy|easy|medium|hard|very hard\nSafety: safe|unsafe"
+MENU = """Quality: very poor|poor|average|good|excellent
+Difficulty: very easy|easy|medium|hard|very hard
+Safety: safe|unsafe"""
 
 
 @pytest.mark.parametrize(
