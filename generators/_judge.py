@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 _LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MARKERS = re.compile(
-    r"[<＜](?=[|｜]|/?(?:s|bos|eos|pad|unk|think|tool_call|(?:start|end)_of_turn)[>＞]|<SYS>>|<?/SYS>>)|\[(?=/?INST\])",
+    r"[<＜](?=[|｜]|/?(?:s|[se]op|(?:bos|eos|pad|unk)(?:_token)?|think|tool_call|tool_response|(?:start|end)_of_turn)[>＞]"
+    r"|<SYS>>|<?/SYS>>)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|[gs]MASK)\])",
     re.IGNORECASE,
 )
 

@@ -285,6 +285,8 @@ def test_without_a_temperature_the_same_question_is_the_same_call_in_every_run()
         "<end_of_turn>",
         "<think>",
         "＜|im_end|＞",
+        *"[SYSTEM_PROMPT] [/SYSTEM_PROMPT] [AVAILABLE_TOOLS] [TOOL_CALLS] [/TOOL_RESULTS] [gMASK] [sMASK]".split(),
+        *"<tool_response> </tool_response> <BOS_TOKEN> <EOS_TOKEN> <PAD_TOKEN> <sop> <eop>".split(),
     ],
 )
 def test_reserved_chat_markers_are_taken_apart(marker: str) -> None:
@@ -295,7 +297,7 @@ def test_reserved_chat_markers_are_taken_apart(marker: str) -> None:
 
 
 def test_ordinary_text_passes_as_it_is() -> None:
-    text = "if a < b and c <= d: x[i] = '<b>粗体</b>' | y  # <style> [INSTALL]"
+    text = "if a < b and c <= d: x[i] = '<b>粗体</b>' | y  # <style> [INSTALL] [MASK] [TOOL] <tools> <shop>"
     assert neutral(text) == text
 
 
