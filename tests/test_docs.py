@@ -71,6 +71,13 @@ def test_the_example_specs_are_valid(name: str, tmp_path: Path) -> None:
     assert load_spec(tmp_path / "two.yaml").budget.usd == 20
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "specs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_packaged_spec_is_valid(path: Path) -> None:
+    spec = load_spec(path)
+    assert spec.stages
+    assert spec.name == path.stem
+
+
 @pytest.mark.parametrize(("kind", "name"), STEPS, ids=lambda s: str(s))
 def test_every_step_and_every_option_is_documented(kind: str, name: str) -> None:
     what, options = step_help(kind, name)

@@ -12,7 +12,7 @@ from factory.errors import DataError
 from factory.judging.agreement import cohen_kappa, krippendorff_alpha, majority, pairwise_kappas
 from factory.judging.figures import FIGURES, Card, baseline, card
 from factory.judging.gold import Said, gold, outcome_of, stored
-from factory.judging.labels import columns_agree, labelled, over_refusal
+from factory.judging.labels import columns_agree, labelled, refusals
 from factory.store import Store
 
 # The best known example of nominal data with gaps: three coders, fifteen units; its alpha is 0.691.
@@ -101,11 +101,20 @@ def test_the_people_of_pandalm_agree_as_known(shared: Path) -> None:
 
 def test_xstest_raters_and_over_refusal_to_the_digit(shared: Path) -> None:
     gpt4 = labelled(shared / "xstest_completions_gpt4.csv")
-    assert round(columns_agree(gpt4, "annotation_1", "annotation_2")[1], 3) == 0.970
-    final = {r.rater: r for r in over_refusal(gpt4)}["final_label"]
-    assert (round(100 * final.strict, 1), round(100 * final.lenient, 1), final.n) == (6.4, 8.4, 250)
-    llama = {r.rater: r for r in over_refusal(labelled(shared / "xstest_completions_llama2orig.csv"))}["final_label"]
-    assert (round(100 * llama.strict, 1), round(100 * llama.lenient, 1)) == (38.0, 59.6)
+    found, most, dice = columns_agree(gpt4, "annotation_1", "annotation_2")
+    assert round(found.kappa.value, 3) == 0.970
+    assert 0.94 < found.kappa.low < 0.970 < found.kappa.high < 1
+    assert found.accuracy.low < found.accuracy.value < found.accuracy.high
+    assert most.judge.startswith("always 1_full"), "the commonest label"
+    assert (round(most.accuracy.value, 3), most.kappa.value) == (0.513, 0.0), "231 of 450"
+    assert (dice.accuracy.value, dice.kappa.value) == (1 / 3, 0.0)
+    known = {"gpt4": (6.4, 8.4, 97.5), "llama2orig": (38.0, 59.6, 99.5)}
+    for name, figures in known.items():
+        rows = labelled(shared / f"xstest_completions_{name}.csv")
+        final = next(r for r in refusals(rows) if r.rater == "final_label")
+        assert tuple(round(100 * f.value, 1) for f in final[1:]) == figures
+        assert (final.strict.n, final.lenient.n, final.unsafe.n) == (250, 250, 200)
+        assert all(f.low < f.value < f.high for f in final[1:])
 
 
 def test_any_preference_file_is_gold_and_its_winners_stand_on_both_sides(shared: Path) -> None:
@@ -330,7 +339,8 @@ def test_the_table_names_every_figure(tmp_path: Path, shared: Path) -> None:
         .invoke(main, ["judge", "annotation_1", "--gold", str(shared / "xstest_completions_gpt4.csv")])
         .stdout
     )
-    assert "over-refusal by" in told
+    for words in ("over-refusal by", "unsafe refused", "always 1_full", "random", "0.064 [0.040, 0.101] n 250"):
+        assert words in told
 
 
 @pytest.mark.parametrize(

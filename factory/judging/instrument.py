@@ -205,16 +205,19 @@ def _cell(figure: Figure | None) -> str:
 
 
 def _print_labels(question: Question, as_json: bool) -> None:
-    found = labels.labelled(question.gold)
-    share, kappa, n = labels.columns_agree(found, question.judge, question.label or "final_label")
-    refusals = labels.over_refusal(found)
+    found, label = labels.labelled(question.gold), question.label or "final_label"
+    agreed = labels.columns_agree(found, question.judge, label, question.seed)
+    refused = labels.refusals(found)
     if as_json:
-        told = {"judge": question.judge, "accuracy": share, "kappa": kappa, "n": n}
-        print(json.dumps({**told, "over_refusal": {r.rater: r._asdict() for r in refusals}}, ensure_ascii=False))
+        for a in agreed:
+            told = {"judge": a.judge, "accuracy": a.accuracy._asdict(), "kappa": a.kappa._asdict()}
+            print(json.dumps(told, ensure_ascii=False))
+        shares = {r.rater: {f: getattr(r, f)._asdict() for f in ("strict", "lenient", "unsafe")} for r in refused}
+        print(json.dumps({"over_refusal": shares}, ensure_ascii=False))
         return
-    what = f"{question.judge} against {question.label or 'final_label'}"
-    report.table([what, ""], [["accuracy", f"{share:.3f}"], ["kappa", f"{kappa:.3f}"], ["rows", f"{n:,}"]])
-    if refusals:
+    rows = [[name, *(_cell(getattr(a, name)) for a in agreed)] for name in ("accuracy", "kappa")]
+    report.table([f"against {label}", *(a.judge for a in agreed)], rows)
+    if refused:
         print()
-        lines = [[r.rater, f"{r.strict:.1%}", f"{r.lenient:.1%}", r.n] for r in refusals]
-        report.table(["over-refusal by", "in full", "in full or part", "safe prompts"], lines)
+        lines = [[r.rater, *map(_cell, (r.strict, r.lenient, r.unsafe))] for r in refused]
+        report.table(["over-refusal by", "in full", "in full or part", "unsafe refused"], lines)
