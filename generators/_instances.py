@@ -77,7 +77,8 @@ def alpaca_tasks(text: str, cut: bool) -> list[Task]:
 
 def is_yes(text: str) -> bool:
     """True where the classification question is answered with yes."""
-    return text.strip().lower().startswith(("yes", "是"))
+    said = text.strip().lower()
+    return said.startswith(("yes", "是")) and not said.startswith("是否")  # "是否" only repeats the question
 
 
 def input_first(text: str, cut: bool) -> list[Instance]:

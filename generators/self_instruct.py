@@ -294,14 +294,11 @@ class _Work:
     def _ask(self, template: str, drafts: list[_Draft]) -> Iterator[Reply]:
         limit = {"max_tokens": 8} if template == "classify" else {}
         sampling = Sampling(**asdict(self.options.instance_sampling) | limit)
-        requests = [
-            Request(
-                user(self._render(template, "", instruction=d.task.instruction, wanted=self.options.max_instances)),
-                sampling,
-            )
-            for d in drafts
-        ]
-        return in_order(self.engine, requests)
+        return in_order(self.engine, [Request(user(self._about(template, d)), sampling) for d in drafts])
+
+    def _about(self, template: str, draft: _Draft) -> str:
+        asked = draft.task.instruction
+        return self._render(template, language(asked), instruction=asked, wanted=self.options.max_instances)
 
     def _render(self, name: str, tongue: str, **values: object) -> str:
         return render("self_instruct", name, values, self.options.templates, tongue)

@@ -27,7 +27,11 @@ INSTANCES = "Example 1\nInput: one\nOutput: first\n\nExample 2\nInput: two\nOutp
 
 
 def _engine(**replies: object) -> dict[str, Engine]:
-    rules = {"Come up with": LISTED, "Answer with Yes or No": "No", "examples for the task": INSTANCES} | replies
+    rules = {"Come up with": LISTED, "Answer with Yes or No": "No", "examples for the task": INSTANCES}
+    rules |= {
+        "只回答“是”或“否”": "否",
+        "严格按照": "示例 1\n输入：一\n输出：甲\n\n示例 2\n输入：二\n输出：乙",
+    } | replies
     return {"e": Scripted(replies=rules).open()}  # type: ignore[arg-type]
 
 
@@ -66,6 +70,27 @@ def test_chinese_instructions_are_counted_by_character_and_kept() -> None:
     kept = [r for r in _run(accept=6) if isinstance(r, Prompt)]
     assert kept[-1].text.startswith("用三句话介绍一座你喜欢的城市。")
     assert kept[-1].language == "zh"
+
+
+def test_a_chinese_task_is_sorted_and_answered_in_chinese() -> None:
+    listed = "9. 判断这条评论是正面的还是负面的。\n10. 用三句话介绍一座你喜欢的城市。"
+    replies = {
+        "Come up with": listed,
+        r"只回答“是”或“否”.*任务：判断这条评论[^\n]*\n分类任务：$": "是",
+        r"每个可能的标签.*任务：判断这条评论[^\n]*$": "标签：正面\n输入：很好。\n\n标签：负面\n输入：很差。",
+    }
+    others = {"只回答“是”或“否”": "否", "示例 1\n输入：": "示例 1\n输入：一\n输出：甲\n\n示例 2\n输入：二\n输出：乙"}
+    records = _run({"e": Scripted(replies=replies | others).open()}, accept=4)
+    rows = [(r.text.split("\n")[-1], r.language) for r in records if isinstance(r, Prompt)]
+    assert rows == [("很好。", "zh"), ("很差。", "zh"), ("一", "zh"), ("二", "zh")]
+    assert [r.text for r in records if isinstance(r, Completion)] == ["正面", "负面", "甲", "乙"]
+
+
+@pytest.mark.parametrize(
+    ("said", "yes"), [("Yes.", True), ("是", True), ("否", False), ("不是", False), ("是否：否", False)]
+)
+def test_a_task_is_a_classification_only_where_the_answer_is_yes(said: str, yes: bool) -> None:
+    assert reading.is_yes(said) is yes
 
 
 def test_the_waterfall_only_falls() -> None:
