@@ -1,9 +1,9 @@
 """Answers to problems: the one that a solution states, and whether two of them are the same in mathematics.
 
-`18`, `$18.00`, `18 eggs per day` and `36/2` are one answer; `18 km` and `18 m` are two. Numbers are compared exactly,
-as fractions, never as floats and never as strings. What is no single number (a name, a choice, `2x + 1`) is compared
-as text without spaces, case and LaTeX's dress; there is no algebra, so `x + 1` and `1 + x` differ. An answer that
-cannot be read is None: whoever asks decides what that means, and nobody guesses.
+`18`, `$18.00`, `18 eggs per day` and `36/2` are one answer; `18 km` and `18 m` are two, as are `3 am` and `3 pm`.
+Numbers are compared exactly, as fractions, never as floats and never as strings. What is no single number (a name, a
+choice, `2x + 1`) is compared as text without spaces, case and LaTeX's dress; there is no algebra, so `x + 1` and
+`1 + x` differ. An answer that cannot be read is None: whoever asks decides what that means, and nobody guesses.
 """
 
 import re
@@ -86,6 +86,10 @@ _UNITS = {
     "euros": "€ euro eur 欧元 =1",
     "sterling": "£ gbp 英镑 =1",
     "yuan": "元 块 yuan rmb 人民币 =1, 角 毛 =1/10",
+    "celsius": "celsius 摄氏 =1",
+    "fahrenheit": "fahrenheit 华氏 =1",
+    "before noon": "am =1",
+    "after noon": "pm =1",
 }  # fmt: skip
 _KNOWN = {
     name: (dimension, Fraction(size))
@@ -108,12 +112,29 @@ _UNIT = re.compile(rf"[a-z¢]+|[{HAN}]+")
 _SUMS = re.compile(r"[\\^_{}<>≤≥|=*/+√π∞×]|\d")
 _NAMES = re.compile(r"\b(?:pi|sqrt|log|ln|sin|cos|tan|[eixyz]|or)\b|或")
 _TURNED = re.compile(r"\b(?:not|no|than|least|most|under)\b|[不至超少]|[多大小高低]于")
+# What makes another number of the one beside it: twice 5, the square of 5, 5 squared, 5 and a half, 5的平方, 5个半.
+_WORKED_ON = re.compile(
+    r"\b(?:twice|thrice|half|double|triple|sqrt|log|ln|sin|cos|tan"
+    r"|(?:half|third|quarter|double|triple|root|square|cube|factorial|percent) of)\s*(?:the\s)?$|根号$"
+)
+_WORKED_ON_BEHIND = re.compile(
+    r"\s*(?:squared|cubed|factorial)\b|.*\band (?:a|one) (?:half|third|quarter)\b"
+    rf"|\s*的(?:平方|立方|阶乘|一半|[两二]倍)|[{HAN}]?半"
+)
+_FACTORIAL = re.compile(r"\d!$")
+_MONTH = r"(jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)(?:uary|ruary|ch|il|ust|ember|ober)?\.?"
+_MONTH_BEFORE, _MONTH_BEHIND = re.compile(rf"\b{_MONTH}\s$"), re.compile(rf"\s(?:of )?{_MONTH}")
+_LEADS = (
+    ("上午", "before noon"), ("早上", "before noon"), ("凌晨", "before noon"), ("下午", "after noon"),
+    ("晚上", "after noon"), ("摄氏", "celsius"), ("华氏", "fahrenheit"),
+)  # fmt: skip
 
 
 def same_answer(said: str, gold: str) -> bool:
     """True where the two answers are the same: as quantities if both are, else as text.
 
-    A unit that only one of them names is left out; `75%` is 75, and also 0.75, where the other has no percent sign.
+    A unit, a month or a half of the day that only one of them names is left out; `75%` is 75, and also 0.75, where the
+    other has no percent sign.
     """
     one, two = quantity(said), quantity(gold)
     if one is None or two is None:
@@ -128,16 +149,31 @@ def same_answer(said: str, gold: str) -> bool:
 
 def quantity(text: str) -> Quantity | None:
     """The number that an answer is, with its unit; None where it is no single number."""
-    text = _stripped(_plain(text).rpartition("=")[2])  # 9 * 2 = 18 says 18
+    last = _plain(text).rpartition("=")[2]  # 9 * 2 = 18 says 18
+    text = _stripped(last)
     found = _NUMBER.search(text) if len(text) <= _LONGEST else None
     if found is None:
         return None
     before, after = text[: found.start()], text[found.end() :]
     stands_alone = not before or before[-1] in " \t\n:~≈" or re.fullmatch(f"[{HAN}]", before[-1])
-    if not stands_alone or _SUMS.search(before) or _TURNED.search(before):
+    if not stands_alone or _SUMS.search(before) or _TURNED.search(before) or _worked_on(before, after, last):
         return None
     value = _value(found)
-    return None if value is None else _measured(value, found["currency"] or "", after)
+    read = None if value is None else _measured(value, found["currency"] or "", after)
+    return read and (read if read.dimension else read._replace(dimension=_dated(before, after)))
+
+
+def _worked_on(before: str, after: str, whole: str) -> bool:
+    """Whether words make another number of this one. `5!` alone is a factorial; behind words it is a shout."""
+    factorial = not (before or after) and _FACTORIAL.search(whole.strip())
+    return bool(factorial or _WORKED_ON.search(before) or _WORKED_ON_BEHIND.match(after))
+
+
+def _dated(before: str, after: str) -> str:
+    """The month or the half of the day that a number stands beside, or the scale of a temperature."""
+    if found := _MONTH_BEFORE.search(before) or _MONTH_BEHIND.fullmatch(after):
+        return found[1][:3]
+    return next((dimension for lead, dimension in _LEADS if before.endswith(lead)), "")
 
 
 def _measured(value: Fraction, currency: str, after: str) -> Quantity | None:
@@ -194,6 +230,9 @@ _LATEX = (
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?:\b(?:minus|negative)\s+|负)(?=[$\d.])"), "-"),
     (re.compile(r"\\([%$])"), r"\1"),
+    (re.compile(r"(?<![a-z])([ap])\.\s?m\b\.?"), r"\1m"),
+    (re.compile(r"(?:°|\bdegrees?)\s?c(?:elsius)?\b"), " celsius"),
+    (re.compile(r"(?:°|\bdegrees?)\s?f(?:ahrenheit)?\b"), " fahrenheit"),
     (re.compile(r"^\$([^$]+)\$(?=[^$]*$)"), r"\1"),  # $18$ is 18 in LaTeX, $18 is money
 )
 _LIKE_ASCII = str.maketrans("−–—⁄，：《》“”", "---/,:''''")
@@ -202,7 +241,8 @@ _PARTS = re.compile("(?=[¼-¾⅐-⅞])")
 
 def _plain(text: str) -> str:
     """NFKC in small letters, without LaTeX's dress; all dashes are minus signs."""
-    text = unicodedata.normalize("NFKC", _PARTS.sub(" ", text.strip())).translate(_LIKE_ASCII).casefold().strip("*` \n")
+    text = _PARTS.sub(" ", text.strip()).replace("！", "。")  # a shout in any case: no factorial is written so
+    text = unicodedata.normalize("NFKC", text).translate(_LIKE_ASCII).casefold().strip("*` \n")
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text).strip()
     return text[1:-1].strip() if re.fullmatch(r"\([^(),]*\)", text) else text

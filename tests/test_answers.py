@@ -26,6 +26,10 @@ from factory.answers import final_answer, quantity, same_answer
         ("3千", "3000"), ("2亿", "200000000"), ("3 dozen", "36"), ("45°", "45 degrees"),
         ("75%", "75"), ("75%", "0.75"), ("75\\%", "75 percent"), ("她每天赚18美元", "18"), ("约18", "18"),
         ("Janet makes $18 every day at the farmers' market", "18"), ("Paris.", "paris"), ("(1, 2)", "(1,2)"),
+        ("3 a.m.", "3am"), ("下午3点", "3 pm"), ("3 pm", "3"), ("5°C", "5 degrees Celsius"), ("5℃", "摄氏5度"),
+        ("5°F", "5"), ("May 5", "5 May"), ("Sept. 5", "5 September"), ("June 5", "5"), ("It may be 5", "5"),
+        ("5 squared", "5 Squared."), ("5!", "5!"), ("It is 5!", "5"), ("5！", "5"), ("18 square meters", "18"),
+        ("half of them, so 18", "18"), ("a total of 18", "18"), ("18 eggs and a hen", "18"), ("18 may be left", "18"),
         ("2x+1", "2x + 1"), ("**B**", "b"), ("“巴黎”", "巴黎。"),
     ],
 )  # fmt: skip
@@ -42,6 +46,11 @@ def test_these_are_the_same_answer(said: str, gold: str) -> None:
         ("not 5", "5"), ("x^2", "2"), ("x2", "2"), ("12B", "12"), ("2x", "2"), ("2 pi", "2"), ("3 \\sqrt{2}", "3"),
         ("2 hours and 30 minutes", "2"), ("2:30", "2"), ("1/2/3", "1/2"), ("1, 2", "12"), ("1,23", "123"),
         ("1/0", "0"), ("1e400000000", "1"), ("two", "2"), ("", ""), ("", "0"), ("x + 1", "1 + x"), ("A", "B"),
+        ("3 am", "3 pm"), ("3 a.m.", "3 p.m."), ("上午3点", "下午3点"), ("5°C", "5°F"), ("5 degrees C", "5℉"),
+        ("摄氏5度", "华氏5度"), ("May 5", "June 5"), ("5 May", "5 June"), ("June 5", "July 5"), ("Jan. 5", "Feb 5"),
+        ("5 squared", "5"), ("5 cubed", "5 squared"), ("twice 5", "5"), ("half of 5", "5"), ("the square of 5", "5"),
+        ("square root of 5", "5"), ("5!", "5"), ("x = 5!", "5"), ("5 factorial", "5"), ("5 and a half", "5"),
+        ("5的平方", "5"), ("5的一半", "5"), ("5个半", "5"), ("根号5", "5"),
     ],
 )  # fmt: skip
 def test_these_are_not(said: str, gold: str) -> None:
