@@ -1,7 +1,10 @@
 """The notation of rewards, and what scores without an engine: rules, SQL, functions of one's own, reward models."""
 
+import json
 import re
+import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -9,10 +12,15 @@ import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from factory.engines.checkpoints import resolve
+from factory.engines.scripted import Scripted
 from factory.errors import DataError, EngineError, SpecError
 from factory.records import Prompt, user
 from factory.rewards import Model, Rule, Sample, named, parse_reward, placed, rewritten
+from factory.run import run
 from factory.scorers import combined, opened
+from factory.spec import load_spec
+from factory.store import Store
+from generators.best_of import BestOf
 from tests.conftest import ROOT
 
 
@@ -193,6 +201,43 @@ def test_a_reward_model_is_read_with_its_scale_and_dimensions(reward_model: Path
         _score({"model": name, "dimension": "helpp"}, sample)
 
 
+def test_best_of_keeps_what_a_reward_model_scores_highest(reward_model: Path, tmp_path: Path, store: Store) -> None:
+    says = ["one", "two", "a much longer answer than the others", "三", "四五六"]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Say something."}) + "\n")
+    shutil.copytree(reward_model, tmp_path / "rm")
+    replies = json.dumps({".": says}, ensure_ascii=False)
+    (tmp_path / "s.yaml").write_text(
+        f"name: s\nengines:\n  e: {{use: scripted, model: m, replies: {replies}}}\n"
+        "stages:\n  - {import: p.jsonl, into: p}\n  - {generate: best_of, from: p, into: out,"
+        " with: {engine: e, n: 24, reward: {model: rm, dimension: help}}}\n"
+    )
+    run(load_spec(tmp_path / "s.yaml"), store, lambda line: None)
+    part = {"model": str(reward_model), "dimension": "help"}
+    scores = {text: _score(part, _sample(text, "Say something."))[0] or 0.0 for text in says}
+    best, worst = max(says, key=scores.__getitem__), min(says, key=scores.__getitem__)
+    assert len(set(scores.values())) == len(says)
+    assert store.rows("SELECT completion FROM sft") == [(best,)]
+    assert store.rows("SELECT chosen, rejected, margin FROM pairs") == [
+        (best, worst, pytest.approx(scores[best] - scores[worst], abs=1e-5))
+    ]
+    told = store.rows(
+        "SELECT DISTINCT c.text, j.score, judge, judge_kind FROM judgements j JOIN completions c ON c.id = completion_id"
+        " WHERE other_id = ''"
+    )
+    assert {text: score for text, score, _, _ in told} == pytest.approx(scores, abs=1e-5), "each sample is a row"
+    assert {(judge, kind) for _, _, judge, kind in told} == {("model:rm", "reward")}
+    assert store.rows("SELECT reason, count(*) FROM latest_verdicts GROUP BY ALL ORDER BY ALL") == [
+        ("", 1), ("not_best", 23),
+    ]  # fmt: skip
+
+
+def test_best_of_tells_of_a_model_that_is_no_reward_model(tmp_path: Path) -> None:
+    step = BestOf(engine="e", n=2, reward={"model": "mini-weak"})  # type: ignore[arg-type]
+    engines = {"e": Scripted(model="m", replies={".": ["one", "two"]}).open()}
+    with pytest.raises(EngineError, match="no reward model"):
+        list(step.generate([Prompt(user("Say something."))], engines, Random(0)))
+
+
 def test_a_model_that_is_no_reward_model_is_refused() -> None:
     with pytest.raises(EngineError, match="no reward model"):
         opened(Model(model="mini-weak"))([_sample("3")])
@@ -202,6 +247,6 @@ def test_a_model_that_is_no_reward_model_is_refused() -> None:
 def test_every_notation_in_the_documentation_is_read() -> None:
     text = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
     shown = re.findall(r"^reward: .*$", text, re.MULTILINE)
-    assert len(shown) == 11
+    assert len(shown) == 12
     for line in shown:
         assert parse_reward(yaml.safe_load(line)["reward"]).parts
