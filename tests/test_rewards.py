@@ -221,8 +221,8 @@ def test_best_of_keeps_what_a_reward_model_scores_highest(reward_model: Path, tm
         (best, worst, pytest.approx(scores[best] - scores[worst], abs=1e-5))
     ]
     told = store.rows(
-        "SELECT DISTINCT c.text, j.score, judge, judge_kind FROM judgements j JOIN completions c ON c.id = completion_id"
-        " WHERE other_id = ''"
+        "SELECT DISTINCT c.text, j.score, judge, judge_kind FROM judgements j"
+        " JOIN completions c ON c.id = completion_id WHERE other_id = ''"
     )
     assert {text: score for text, score, _, _ in told} == pytest.approx(scores, abs=1e-5), "each sample is a row"
     assert {(judge, kind) for _, _, judge, kind in told} == {("model:rm", "reward")}
