@@ -45,7 +45,7 @@ def test_a_reward_function_at_fault_is_told_in_one_line_with_the_row(fault: str,
 
 
 def test_a_rule_without_the_right_answer_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="row 1: rule:exact gave no number .* right answer in the prompt's meta"):
+    with pytest.raises(DataError, match="row 1: rule:exact gave no number .* right answer in the meta, or a column"):
         trained("ppo", tmp_path / "m", rows=[{"prompt": "Say owl."}], reward={"rule": "exact"})
 
 

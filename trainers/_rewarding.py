@@ -84,7 +84,7 @@ class Rewarder:
             if not isinstance(part, Judge) and (score is None or not math.isfinite(score)):
                 raise DataError(
                     f"row {answer.key}: {part.name} gave no number for {answer.completion.text[:60]!r}. Rules need the "
-                    "right answer in the prompt's meta or a column `answer` (SELECT ..., completion AS answer FROM sft); "
+                    "right answer in the meta, or a column `answer` (SELECT ..., completion AS answer FROM sft); "
                     "functions and SQL must give a finite number for every answer"
                 )
             if score is None:
