@@ -1,7 +1,7 @@
 import pytest
 
 from factory.errors import StoreError
-from factory.records import Completion, Judgement, Message, Metric, Prompt, Step, Verdict, user
+from factory.records import Completion, JudgeKind, Judgement, Message, Metric, Prompt, Step, Verdict, user
 from factory.store import Store
 
 
@@ -143,3 +143,28 @@ def test_rows_stay_in_the_order_of_their_coming_however_many_are_stored_already(
         store.append(asked[:known], "d")
     rows = store.rows("SELECT messages[1].content FROM prompts ORDER BY rowid")
     assert [text for (text,) in rows] == [p.text for p in asked]
+
+
+def test_a_margin_is_of_one_scale_that_of_who_compared_the_two_or_else_the_newest(store: Store) -> None:
+    prompt = Prompt(user("q"))
+    good, bad = (Completion(prompt.id, text) for text in ("good", "bad"))
+
+    def scores(judge: str, kind: JudgeKind, rubric: str, first: float, second: float) -> list[Judgement]:
+        sides = ((good, first), (bad, second))
+        return [Judgement(prompt.id, c.id, judge, kind, rubric=rubric, score=score) for c, score in sides]
+
+    def margin() -> object:
+        return store.rows("SELECT margin FROM pairs")[0][0]
+
+    compared = Judgement(prompt.id, good.id, "reward", "reward", bad.id, rubric="best_of", verdict="win")
+    store.append([prompt, good, bad, compared], "d")
+    assert margin() is None
+    store.append(scores("reward", "reward", "best_of", 0.75, 0.5)[:1], "d")
+    assert margin() is None, "one side alone has no margin"
+    store.append(scores("one", "model", "score 1-5", 5, 1) + scores("two", "model", "score 1-5", 5, 3), "d")
+    assert margin() == 3.0, "judges of one scale have a mean"
+    store.append(scores("length", "rule", "best_of", 4, 3), "d")
+    assert margin() == 1.0, "the newest scale"
+    store.append(scores("reward", "reward", "best_of", 0.75, 0.5)[1:], "d")
+    store.append(scores("one", "model", "another", 9, 2), "d")
+    assert margin() == 0.25, "who compared them also scored them"

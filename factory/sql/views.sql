@@ -47,8 +47,9 @@ SELECT * FROM judgements WHERE other_id = '' AND score IS NOT NULL AND judge_kin
 
 -- Preference pairs from pairwise opinions. A judge that was asked in both orders, or several times, has one voice: it
 -- counts for a side only where all orders that it was shown agree, and for none where one could not be read; a judge that
--- was never read has no voice. `margin` is the mean difference of the two sides' scores, where they have any; `weight`
--- is the share of all voices that the chosen side won.
+-- was never read has no voice. `weight` is the share of all voices that the chosen side won. `margin` is the mean difference
+-- of the two sides' scores on one scale that both have, for a reward and a score from 1 to 5 have no common mean: that of a
+-- judge who also compared them, else the newest.
 CREATE OR REPLACE VIEW decided_pairs AS
 WITH orders AS (
     SELECT dataset, prompt_id, least(completion_id, other_id) AS a, greatest(completion_id, other_id) AS b,
@@ -63,7 +64,7 @@ WITH orders AS (
     FROM orders GROUP BY dataset, prompt_id, a, b, judge, rubric, aspect HAVING sum(readable) > 0
 ), votes AS (
     SELECT dataset, prompt_id, a, b, count(*) FILTER (lean = 1) AS for_a, count(*) FILTER (lean = -1) AS for_b,
-           count(*) FILTER (lean = 0) AS ties
+           count(*) FILTER (lean = 0) AS ties, list(DISTINCT judge) AS judges
     FROM voices GROUP BY ALL
 )
 SELECT *, if(for_a > for_b, a, b) AS chosen_id, if(for_a > for_b, b, a) AS rejected_id,
@@ -72,17 +73,26 @@ FROM votes WHERE for_a <> for_b;
 
 CREATE OR REPLACE VIEW all_pairs AS
 WITH scores AS (
-    SELECT completion_id, avg(score) AS score FROM opinions GROUP BY ALL
+    SELECT completion_id, rubric, judge_kind, if(judge_kind IN ('model', 'human'), '', judge) AS scale,
+           avg(score) AS score, list(DISTINCT judge) AS judges, max(created_at) AS since FROM opinions GROUP BY ALL
+), sides AS (
+    SELECT dataset, pair_id, judges, unnest([chosen_id, rejected_id]) AS completion_id, unnest([1, -1]) AS side
+    FROM decided_pairs
+), margins AS (
+    SELECT p.dataset, p.pair_id, sum(p.side * s.score) AS margin
+    FROM sides p JOIN scores s ON s.completion_id = p.completion_id
+    GROUP BY p.dataset, p.pair_id, s.rubric, s.judge_kind, s.scale HAVING count(*) = 2
+    QUALIFY row_number() OVER (PARTITION BY p.dataset, p.pair_id
+        ORDER BY bool_or(list_has_any(p.judges, s.judges)) DESC, max(s.since) DESC, s.rubric, s.judge_kind, s.scale) = 1
 )
 SELECT d.dataset, d.prompt_id, d.pair_id, d.chosen_id, d.rejected_id, p.messages, p.messages[-1].content AS prompt,
-       c."text" AS chosen, r."text" AS rejected, cs.score - rs.score AS margin,
+       c."text" AS chosen, r."text" AS rejected, m.margin,
        greatest(for_a, for_b) / (for_a + for_b + ties)::DOUBLE AS weight, for_a + for_b + ties AS votes, p.language, p.meta
 FROM decided_pairs d
 JOIN completions c ON c.id = d.chosen_id AND c.dataset = d.dataset AND c.prompt_id = d.prompt_id
 JOIN completions r ON r.id = d.rejected_id AND r.dataset = d.dataset AND r.prompt_id = d.prompt_id
 JOIN (SELECT DISTINCT ON (id) * FROM prompts ORDER BY rowid) p ON p.id = d.prompt_id
-LEFT JOIN scores cs ON cs.completion_id = d.chosen_id
-LEFT JOIN scores rs ON rs.completion_id = d.rejected_id;
+LEFT JOIN margins m ON m.pair_id = d.pair_id AND m.dataset = d.dataset;
 
 -- The pairs that are left: both sides, the prompt and the pair itself were kept.
 CREATE OR REPLACE VIEW pairs AS
