@@ -138,6 +138,7 @@ class Judge(BaseModel):
     criterion: str = "Which answer is better?"
     max_tokens: int = Field(default=1024, ge=1)
     reference: bool = False
+    structured: bool = False
 
     @property
     def name(self) -> str:

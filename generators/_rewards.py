@@ -107,6 +107,7 @@ class Rewarder:
         return Judge(
             by=self.by, templates=self.templates, criterion=part.criterion, aspects=part.aspects,
             sampling=Sampling(temperature=0.0, max_tokens=part.max_tokens), reference=part.reference,
+            structured=part.structured,
         )  # fmt: skip
 
     def _scored(self, part: notation.Judge, groups: Sequence[Group]) -> list[_Given]:

@@ -99,6 +99,8 @@ class Adversarial:
     """How mutations are drawn."""
     target_sampling: Sampling = Sampling(temperature=0.7, max_tokens=512)
     """How the target answers."""
+    structured: bool = False
+    """Force verdicts in JSON by a schema; engines `openai` and `vllm` can."""
     judge_sampling: Sampling = Sampling(temperature=0.0, max_tokens=1024)
     """How judges answer."""
 
@@ -187,7 +189,7 @@ class _Search:
         self.seen = {p.id for p in self.seeds}
         how = Judge(
             by="adversarial", templates=options.templates, criterion=options.criterion,
-            sampling=options.judge_sampling, votes=options.votes,
+            sampling=options.judge_sampling, votes=options.votes, structured=options.structured,
         )  # fmt: skip
         judges = tuple(dict.fromkeys(options.judges))
         self.jury = Jury(judges, self.engines, asked_how("adversarial", how), options.harmful_at_most, self.salt)

@@ -62,6 +62,8 @@ class Constitutional:
     """A folder with templates of your own: constitutional/critique.jinja, constitutional/revise.jinja, judge/..."""
     sampling: Sampling = Sampling(temperature=0.7, max_tokens=1024)
     """How critiques and revisions are drawn."""
+    structured: bool = False
+    """Force verdicts in JSON by a schema; engines `openai` and `vllm` can."""
     judge_sampling: Sampling = Sampling(temperature=0.0, max_tokens=1024)
     """How labels are drawn."""
 
@@ -206,7 +208,11 @@ class _Work:
         options = self.options
         return [
             Judge(
-                by="constitutional", templates=options.templates, criterion=criterion, sampling=options.judge_sampling
+                by="constitutional",
+                templates=options.templates,
+                criterion=criterion,
+                sampling=options.judge_sampling,
+                structured=options.structured,
             )
             for criterion in dict.fromkeys(p.prefer[chain.prompt.language] for p in drawn)
         ]

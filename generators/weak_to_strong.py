@@ -60,6 +60,8 @@ class WeakToStrong:
     """How critiques and rewrites are drawn."""
     reference: bool = False
     """The judge first answers each task itself, and judges beside this answer."""
+    structured: bool = False
+    """Force verdicts in JSON by a schema; engines `openai` and `vllm` can."""
     judge_sampling: Sampling = Sampling(temperature=0.0, max_tokens=1024)
     """How opinions are drawn."""
 
@@ -161,7 +163,7 @@ class _Work:
         options = self.options
         judge = Judge(
             by="weak_to_strong", templates=options.templates, sampling=options.judge_sampling,
-            reference=options.reference,
+            reference=options.reference, structured=options.structured,
         )  # fmt: skip
         cases = [Case.of(d.prompt, rewrite, d.completion) for d, rewrite in changes]
         engine = self.engines[options.judge or options.strong]
