@@ -76,8 +76,8 @@ def asking(engines: Mapping[str, Engine]) -> "Ask":
 
     def ask(part: Judge, rows: Sequence[tuple[Prompt, Completion]]) -> list[float | None]:
         sampling = {"temperature": 0.0, "max_tokens": part.max_tokens}
-        options = {"how": "pointwise", "aspects": part.aspects, "judge_sampling": sampling}
-        options |= {"reference": part.reference, "structured": part.structured}
+        asked = {"reference": part.reference, "structured": part.structured}
+        options = {"how": "pointwise", "aspects": part.aspects, "judge_sampling": sampling, **asked}
         step, found = load_step("generate", "judge", {"judge": part.judge, **options}), dict[str, dict[str, float]]()
         answered = (Answered(prompt, (completion,)) for prompt, completion in rows)
         for record in step.review(answered, engines, Random(0)):
