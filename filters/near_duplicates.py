@@ -26,7 +26,8 @@ class NearDuplicates:
 
     Records are compared as sets of shingles: runs of `ngram` words, numbers and signs, in any script, Chinese by the
     character. A shorter text is one shingle. Rows are visited by priority, then in order of coming; a row is dropped
-    only for a row that is itself kept, and its verdict names that row and their true Jaccard similarity.
+    only for a row that is itself kept, and its verdict names that row and their true Jaccard similarity. A copy of an
+    earlier row shares its verdict.
     """
 
     target: Literal["prompts", "completions"] = "prompts"

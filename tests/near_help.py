@@ -183,10 +183,18 @@ def true_pairs(texts: Sequence[str], threshold: float, ngram: int = 3) -> dict[t
 def greedy(
     texts: Sequence[str], threshold: float, ngram: int = 3, prompts: Sequence[str] = (), order: Sequence[int] = ()
 ) -> dict[int, tuple[float, int]]:
-    """Row by row in plain Python: of each dropped row its similarity to the nearest kept one, and that one."""
+    """Row by row in plain Python: of each dropped row its similarity to the nearest kept one, and that one.
+
+    A copy of an earlier row shares its fate: what was near to the first is near to the second.
+    """
     parts = [[shingles(text, ngram) for text in part] for part in (texts, prompts) if part]
     kept, found = list[int](), dict[int, tuple[float, int]]()
+    first = dict[tuple[frozenset[str], ...], int]()
     for row in order or range(len(texts)):
+        same = first.setdefault(tuple(frozenset(part[row]) for part in parts), row)
+        if same in found:
+            found[row] = found[same]
+            continue
         near = [(min(jaccard(part[row], part[k]) for part in parts), -place, k) for place, k in enumerate(kept)]
         score, _, nearest = max(near, default=(0.0, 0, -1))
         if nearest >= 0 and score >= threshold:
