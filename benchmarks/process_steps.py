@@ -126,7 +126,7 @@ def main() -> None:
         "templates": TEMPLATES,
         "sampling": Sampling(temperature=1.0, max_tokens=48),
         "rollout_sampling": Sampling(temperature=0.7, max_tokens=48),
-        "judge_sampling": Sampling(temperature=0.0, max_tokens=8),
+        "judge_sampling": Sampling(temperature=0.0, max_tokens=200),
     }
     written: dict[str, list[Completion]] = {}
     for way in given.labels:
