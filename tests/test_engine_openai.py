@@ -322,7 +322,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 
 def test_requests_are_pulled_in_a_bounded_window_and_replies_stream(serve: Callable[[Script], _Server]) -> None:
-    server = serve(lambda asked, n: _said_after(0.01))
+    server = serve(lambda asked, n: _said_after(0.05))  # long enough for four to meet on a busy machine
     pulled = 0
 
     def source() -> Iterator[Request]:
