@@ -30,6 +30,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "vocab_size": 151_936},
     "1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "vocab_size": 151_936},
 }
+_ROW = 400.0  # tokens in a row on the average; packed rows do not see each other
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}  # dense bfloat16
 
 
@@ -187,6 +188,9 @@ def _product(size: int = 8192) -> float:
 
 def main(given: argparse.Namespace) -> None:
     name, most = peak()
+    if name == "CPU" and given.size != "tiny":
+        print("no GPU here: nothing is measured (--size tiny tries the benchmark itself on a CPU)")
+        return
     sides = ["ours", *(["trl"] if importlib.util.find_spec("trl") else [])]
     layout = f"{given.rows} rows, batches of {given.batch}, at most {given.length} tokens"
     print(f"{name}; Qwen3's {given.size} shape, {layout}")
@@ -197,10 +201,9 @@ def main(given: argparse.Namespace) -> None:
             for _ in range(given.rounds):
                 for side in sides:
                     found[side].append(_apart(given, task, side, folder))
-            row = given.length if task == "sft" else 400.0
             for side, runs in found.items():
                 speed = mean(r["tokens"] / r["seconds"] for r in runs)
-                mfu = 100 * speed * flops_per_token(given.size, row) / most
+                mfu = 100 * speed * flops_per_token(given.size, _ROW) / most
                 told = {"task": task, "side": side, "tokens_per_second": round(speed), "mfu_percent": round(mfu, 1)}
                 print(json.dumps(told | {"gib": round(max(r["gib"] for r in runs), 1)}), flush=True)
 

@@ -11,7 +11,7 @@ from factory.records import Metric
 
 Series = Mapping[str, Sequence[tuple[int, float]]]  # metric -> (step, value), in the order of the steps
 _KL, _ENTROPY = ("objective/kl", "kl"), ("objective/entropy", "entropy")
-_DEAD, _ENDED = ("frac_reward_zero_std",), ("objective/eos_rate", "eos_rate")
+_DEAD, _CUT = ("frac_reward_zero_std",), ("completions/clipped_ratio",)
 _REWARD = ("objective/scores", "reward")
 
 
@@ -196,7 +196,7 @@ def _narrow(series: Series) -> str | None:
         return None
     return (
         f"The entropy collapsed from {found[0]:.3g} to {found[1]:.3g} nats: answers are all alike. Try a larger KL"
-        " coefficient, an entropy bonus, or a lower learning_rate."
+        " coefficient, a higher temperature, or a lower learning_rate."
     )
 
 
@@ -212,11 +212,12 @@ def _dead(series: Series) -> str | None:
 
 
 def _unending(series: Series) -> str | None:
-    found = _ends(series, *_ENDED)
-    if found is None or found[1] >= 0.5 * found[0]:
+    found = _ends(series, *_CUT)
+    if found is None or 1 - found[1] >= 0.5 * (1 - found[0]):
         return None
     return (
-        f"Answers stopped ending: {100 * found[1]:.0f} % of them end by themselves, {100 * found[0]:.0f} % at first."
+        f"Answers stopped ending: {100 - 100 * found[1]:.0f} % of them end by themselves,"
+        f" {100 - 100 * found[0]:.0f} % at first."
         " Try a penalty for a missing end of turn, or allow more tokens."
     )
 

@@ -33,29 +33,41 @@ class Loss(NamedTuple):
         return self.given / self.alone if self.alone > 1e-6 else None
 
 
+Reader = tuple[Any, Any, str]  # a causal language model, its tokenizer, and the device they are on
+
+
 class Difficulty:
     """A local causal language model that measures. It is loaded when it is first asked."""
 
     def __init__(self, model: str, batch_size: int = 16, max_length: int = 1024) -> None:
         self.model, self.batch_size, self.max_length = model, batch_size, max_length
-        self.loaded: tuple[Any, Any, str] | None = None
+        self.loaded: Reader | None = None
 
     def losses(self, rows: Sequence[tuple[Sequence[Message], str]]) -> list[Loss | None]:
         """The losses of each answer to its conversation, in order; None for an answer without a token."""
-        self.loaded = self.loaded or _load(self.model)
-        model, tokenizer, device = self.loaded
-        coded = [_coded(turns, answer, tokenizer, self.max_length) for turns, answer in rows]
+        self.loaded = self.loaded or reader(self.model)
+        coded = [_coded(turns, answer, self.loaded[1], self.max_length) for turns, answer in rows]
         # 1. Every answer is asked twice: behind its prompt, and behind the token that begins a text.
-        asked = [(prefix, answer) for prompt, answer in coded if answer for prefix in (prompt, [_first(tokenizer)])]
-        # 2. Rows of like length share a batch; whoever shares one changes nothing, for padding is masked.
-        found = [0.0] * len(asked)
-        tokens = _LOGITS // model.get_output_embeddings().weight.shape[0]
-        for batch in passes([len(prefix) + len(answer) for prefix, answer in asked], self.batch_size, tokens):
-            for place, loss in zip(batch, _means(model, [asked[i] for i in batch], device), strict=True):
-                found[place] = loss
+        first = [_first(self.loaded[1])]
+        asked = [(prefix, answer) for prompt, answer in coded if answer for prefix in (prompt, first)]
+        # 2. All of them, whatever they stand beside.
+        found = mean_losses(self.loaded, asked, self.batch_size)
         # 3. Two losses an answer, in the order of the rows.
         pairs = iter(zip(found[::2], found[1::2], strict=True))
         return [Loss(*next(pairs), len(answer)) if answer else None for _, answer in coded]
+
+
+def mean_losses(loaded: Reader, rows: Sequence[tuple[list[int], list[int]]], batch_size: int) -> list[float]:
+    """The mean loss in nats of each row's second tokens behind its first ones, in the order of the rows.
+
+    Rows of like length share a batch; whoever shares one changes nothing, for padding is masked.
+    """
+    model, _, device = loaded
+    found, tokens = [0.0] * len(rows), _LOGITS // model.get_output_embeddings().weight.shape[0]
+    for batch in passes([len(prefix) + len(answer) for prefix, answer in rows], batch_size, tokens):
+        for place, loss in zip(batch, _means(model, [rows[i] for i in batch], device), strict=True):
+            found[place] = loss
+    return found
 
 
 def passes(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
@@ -71,7 +83,8 @@ def passes(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]
         yield batch
 
 
-def _load(name: str) -> tuple[Any, Any, str]:
+def reader(name: str) -> Reader:
+    """A checkpoint that measures losses. EngineError where it does not load."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

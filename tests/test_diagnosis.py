@@ -22,7 +22,7 @@ SOUND = {
                "eval_accuracy": [0.5, 0.85], "eval_ece": [0.05],
                "eval_accuracy_better_longer": [0.9], "eval_accuracy_better_shorter": [0.8]},
     "ppo": {"loss": [0.1, 0.1, 0.1, 0.1], "objective/kl": [0.0, 1.0, 3.0], "objective/entropy": [2.0, 1.5, 1.2],
-            "objective/scores": [0.1, 0.3, 0.5, 0.6], "objective/eos_rate": [0.9, 0.95]},
+            "objective/scores": [0.1, 0.3, 0.5, 0.6], "completions/clipped_ratio": [0.1, 0.05]},
     "grpo": {"kl": [0.0, 1.0, 3.0], "entropy": [2.0, 1.2], "reward": [0.1, 0.3, 0.5, 0.6],
              "frac_reward_zero_std": [0.1, 0.3]},
 }  # fmt: skip
@@ -55,7 +55,7 @@ def test_nothing_is_said_of_a_sound_training(trainer: str) -> None:
         ("ppo", {"objective/kl": [0.0, -2.0, -5.0]}, "The KL is negative (-5)"),
         ("ppo", {"objective/kl": [0.0, 20.0, 50.0]}, "went 50 nats from its reference"),
         ("ppo", {"objective/entropy": [2.0, 0.5, 0.01]}, "collapsed from 2 to 0.01 nats"),
-        ("ppo", {"objective/eos_rate": [0.9, 0.1]}, "10 % of them end by themselves, 90 % at first"),
+        ("ppo", {"completions/clipped_ratio": [0.1, 0.9]}, "10 % of them end by themselves, 90 % at first"),
         ("ppo", {"objective/scores": [0.5, 0.3, 0.2, 0.1]}, "did not rise: 0.5 at first, 0.1 at the end"),
         ("grpo", {"frac_reward_zero_std": [0.1, 0.9]}, "90 % of them all answers have the same reward (10 % at"),
         ("grpo", {"kl": [0.0, -1.0]}, "The KL is negative (-1)"),

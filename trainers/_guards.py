@@ -289,7 +289,7 @@ def _entropy(readings: Sequence[Reading], options: Guarding) -> _Sign | None:
     bound = then * options.guard_entropy_share
     says = (
         f"the policy's entropy fell from {then:.3g} to {now:.3g} nats: it hardly explores any more; raise the KL"
-        " coefficient or the entropy's, or lower learning_rate"
+        " coefficient or temperature, or lower learning_rate"
     )
     return _Sign(now < bound and then - now > error, now, bound, says)
 

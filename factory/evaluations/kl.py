@@ -13,6 +13,7 @@ from pydantic import Field
 
 from factory.engines.base import Engine, Reply, Request, Sampling, in_order
 from factory.errors import EngineError
+from factory.ifd import Reader, mean_losses, reader
 from factory.mini.families import Kind
 from factory.mini.world import heldout
 from factory.options import step
@@ -48,12 +49,12 @@ class Kl:
         )  # fmt: skip
         prompts = [user(t.text) for kind, n in counts for t in heldout(n, self.seed, (kind,))]
         sampling = Sampling(temperature=1.0, max_tokens=self.max_tokens)
-        base = _Reader(self.base)
+        base = reader(self.base)
         for label, name in self.models.items():
             requests = [Request(p, sampling, self.seed + i, logprobs=0) for i, p in enumerate(prompts)]
             replies = [r for r in in_order(engines[name], requests) if not r.error]
             own = [_own(reply) for reply in replies]
-            ratios = [o - b for o, b in zip(own, base.read(replies), strict=True)]
+            ratios = [o - b for o, b in zip(own, _read(base, replies), strict=True)]
             spread = bootstrap(lambda places, r=ratios: sum(r[i] for i in places) / len(r), len(ratios))  # type: ignore[misc]
             meta = {"model": label, "n": len(ratios), "low": spread.low, "high": spread.high}
             yield Metric("kl", sum(ratios) / max(1, len(ratios)), 0, meta)
@@ -66,39 +67,15 @@ def _own(reply: Reply) -> float:
     return float(sum(reply.meta["logprobs"]["logprobs"]))
 
 
-class _Reader:
-    """A checkpoint that reads what others said."""
+def _read(base: Reader, replies: Sequence[Reply]) -> list[float]:
+    """The log-probability by the base of each answer's own tokens, in nats."""
+    rows = [_row(base[1], reply) for reply in replies]
+    losses = mean_losses(base, rows, _BATCH)
+    return [-loss * len(answer) for loss, (_, answer) in zip(losses, rows, strict=True)]
 
-    def __init__(self, path: str) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from factory.engines.checkpoints import resolve
-
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(resolve(path))
-        model = AutoModelForCausalLM.from_pretrained(resolve(path), use_safetensors=True, dtype=torch.float32)
-        self._model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-    def read(self, replies: Sequence[Reply]) -> list[float]:
-        """The log-probability of each answer's own tokens, in nats."""
-        rows = [self._row(reply) for reply in replies]
-        found = list[float]()
-        for start in range(0, len(rows), _BATCH):
-            found += self._logps(rows[start : start + _BATCH])
-        return found
-
-    def _row(self, reply: Reply) -> tuple[list[int], list[int]]:
-        turns = list(reply.request.messages)
-        before = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        prompt = self._tokenizer(before, add_special_tokens=False)["input_ids"]
-        return prompt, self._tokenizer.convert_tokens_to_ids(reply.meta["logprobs"]["tokens"])
-
-    def _logps(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        import torch
-
-        width, pad = max(len(p) + len(a) for p, a in rows), self._tokenizer.pad_token_id or 0
-        ids = torch.tensor([[*p, *a, *[pad] * (width - len(p) - len(a))] for p, a in rows]).to(self._model.device)
-        with torch.inference_mode():  # padding stands on the right, where a causal model does not see it
-            logs = self._model(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
-        each = logs.gather(-1, ids[:, 1:, None])[..., 0]
-        return [float(line[len(p) - 1 : len(p) + len(a) - 1].sum()) for line, (p, a) in zip(each, rows, strict=True)]
+def _row(tokenizer: Any, reply: Reply) -> tuple[list[int], list[int]]:
+    """The tokens of the prompt, and those that the engine drew."""
+    before = tokenizer.apply_chat_template(list(reply.request.messages), tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
+    return prompt, tokenizer.convert_tokens_to_ids(reply.meta["logprobs"]["tokens"])

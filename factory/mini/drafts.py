@@ -20,7 +20,7 @@ def drafts(weak: Path, count: int = 6000, samples: int = 2) -> Bank:
     requests = [
         Request(user(text), sampling if sample else greedy, seed=sample) for text in tasks for sample in range(samples)
     ]
-    engine = Transformers(model=str(weak), device="cpu", threads=1).open()
+    engine = Transformers(model=str(weak), device="cpu").open()
     said: dict[str, set[str]] = {}
     for reply in engine.generate(requests):
         if reply.text.strip():
