@@ -16,7 +16,8 @@ from factory.scorers import opened
 from factory.steps import load_step
 from trainers._batches import padded
 from trainers._chat import stepwise, turns
-from trainers._models import load, scores
+from trainers._models import load, load_tokenizer, scores
+from trainers._preferences import ranked
 from trainers._rows import encoded, side_by_side
 
 WEAK = resolve("mini-weak")
@@ -100,6 +101,25 @@ def test_rankings_of_several_answers_are_learned_with_ties(tmp_path: Path) -> No
     no, yes, so, but = _scored(tmp_path / "m", ["no cat", "yes cat", "so cat", "but cat"])[:, 0].tolist()
     assert yes > max(so, but)
     assert no < min(so, but)
+
+
+def test_repeats_in_a_ranking_count_once_and_what_orders_nothing_is_told(tmp_path: Path) -> None:
+    def row(answers: list[str], scores: list[float], key: str = "") -> dict[str, Any]:
+        return {"prompt": "Say cat.", "completions": answers, "scores": scores, "prompt_id": key}
+
+    once = ranked([row(["yes", "no"], [1.5, 0.0])], ["completions"], load_tokenizer(WEAK), 99, "reward")
+    rows = [
+        row(["yes", "no", "yes", "no"], [1.0, 0.0, 2.0, 0.0]), row(["yes", "yes"], [1.0, 1.0], "same"),
+        row(["yes", "no"], [1.0, 1.0], "ties"), row(["yes", " "], [1.0, 0.0], "blank"),
+    ]  # fmt: skip
+    found = ranked(rows, ["completions"], load_tokenizer(WEAK), 99, "reward")
+    assert found.items[0].ranks == once.items[0].ranks == (1.5, 0.0)
+    assert found.digest == once.digest
+    assert {v.evidence_id: v.reason for v in found.skipped} == {
+        "same": "same_sides", "ties": "no_order", "blank": "empty_side",
+    }  # fmt: skip
+    with pytest.raises(DataError, match="row odd: 2 completions, but 1 scores"):
+        ranked([row(["yes", "no"], [1.0], "odd")], ["completions"], load_tokenizer(WEAK), 99, "reward")
 
 
 def test_lora_keeps_the_head_that_it_trained(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Preference rows to items: pairs of answers, and whole rankings, with their weights and margins."""
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from factory.errors import DataError
 from trainers._batches import Batch, Example, grouped
 from trainers._chat import Text
-from trainers._rows import Read, Row, number, read, side_by_side
+from trainers._rows import Read, Row, Skip, key_of, number, read, side_by_side, text_of
 
 _PAIRS = "SELECT question AS prompt, good AS chosen, bad AS rejected ..."
 
@@ -65,14 +66,36 @@ def ranked(rows: Iterable[Row], names: Sequence[str], tokenizer: Any, max_length
         )
 
     def parse(row: Row, where: str) -> list[Text]:
-        return side_by_side(row, row["completions"] if listed else (row["chosen"], row["rejected"]), tokenizer, where)
+        answers = tuple(_ranking(row)) if listed else (row["chosen"], row["rejected"])
+        return side_by_side(row, answers, tokenizer, where)
 
     def build(row: Row, found: list[Example]) -> Ranked:
-        ranks = tuple(row.get("scores") or range(len(found), 0, -1)) if listed else (1.0, 0.0)
+        ranks = tuple(_ranking(row).values()) if listed else (1.0, 0.0)
         weight, margin = number(row, "weight", 1.0), margin_scale * number(row, "margin", 0.0)
         return Ranked(tuple(found), ranks, weight, margin, str(row.get("aspect") or ""), found[0].key)
 
     return read(rows, parse, build, tokenizer, max_length, trainer)
+
+
+def _ranking(row: Row) -> dict[str, float]:
+    """The distinct answers of a row in their order, with their ranks: best first, or by scores.
+
+    Samples of one prompt repeat themselves; a repeat counts once, with the mean of its scores. Raises Skip where no
+    answer is better than another.
+    """
+    texts = [text_of(answer) for answer in row["completions"]]
+    scores = row.get("scores") or range(len(texts), 0, -1)
+    if len(scores) != len(texts):
+        raise DataError(f"row {key_of(row) or row}: {len(texts)} completions, but {len(scores)} scores")
+    given: dict[str, list[float]] = {}
+    for text, score in zip(texts, scores, strict=True):
+        given.setdefault(text, []).append(float(score))
+    if len(given) < 2:
+        raise Skip("same_sides")
+    ranks = {text: fmean(found) for text, found in given.items()}
+    if len(set(ranks.values())) < 2:
+        raise Skip("no_order")
+    return ranks
 
 
 def collated(items: Sequence[Ranked], pad: int) -> RankedBatch:

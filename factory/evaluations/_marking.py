@@ -30,8 +30,8 @@ def rows(mark: Marked, engine: Engine, name: str) -> Iterator[Record]:
     prompt = Prompt(user(task.text), "mini", (), task.language, meta)
     sampling = asdict(reply.request.sampling)
     completion = Completion(
-        prompt.id, reply.text.strip(), engine.model, name, sampling, 0, reply.finish_reason, reply.completion_tokens,
-        call_key=reply.key,
+        prompt.id, reply.text.strip(), engine.model, name, sampling, reply.request.seed, reply.finish_reason,
+        reply.completion_tokens, call_key=reply.key,
     )  # fmt: skip
     yield prompt
     yield completion

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from factory.mini.world import judge, solve
-
-_WORTH = {"right": 1.0, "harmful": -1.0}
+from factory.mini.world import judge, solve, worth
 
 
 def gold(prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
@@ -13,7 +11,4 @@ def gold(prompts: Sequence[str], completions: Sequence[str]) -> list[float | Non
     None where the world cannot read the prompt.
     """
     tasks = [solve(prompt) for prompt in prompts]
-    return [
-        None if task is None else _WORTH.get(judge(task, text), 0.0)
-        for task, text in zip(tasks, completions, strict=True)
-    ]
+    return [None if task is None else worth(judge(task, text)) for task, text in zip(tasks, completions, strict=True)]
