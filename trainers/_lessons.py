@@ -38,6 +38,7 @@ class Rolled(NamedTuple):
     entropy: Tensor
     values: Tensor
     scores: Tensor  # (S,): what is learned from, clipped and with the penalty for no end
+    drawn: Tensor  # log p when it was drawn
 
     @property
     def kl(self) -> Tensor:
@@ -67,6 +68,7 @@ def rolled(found: Sequence[Experience], size: int, clip: float, penalty: float) 
     return Rolled(
         tuple(found), size, real, matrix([e.old for e in found]), matrix([e.ref for e in found]),
         matrix([e.entropy for e in found]), matrix([e.values for e in found]), scores,
+        matrix([e.rollout.logps for e in found]),
     )  # fmt: skip
 
 
@@ -96,6 +98,16 @@ def lessons(found: Rolled, advantages: Tensor, returns: Tensor | None = None, be
         advantage, gain = (m[place, : len(each.old)].numpy() for m in (advantages, returns))
         made.append(Lesson(each.rollout.example, each.old, each.ref, advantage, gain, each.values, beta))
     return [tuple(made[i : i + found.size]) for i in range(0, len(made), found.size)]
+
+
+def weighed(groups: Sequence[Group], ratios: Tensor) -> list[Group]:
+    """The policy's loss of each token times its ratio, (S, T): the loss is as large as the advantage. Values stay."""
+    rows = iter(ratios.numpy())
+
+    def one(lesson: Lesson) -> Lesson:
+        return lesson._replace(advantages=lesson.advantages * next(rows)[: len(lesson.old)])
+
+    return [tuple(one(lesson) for lesson in group) for group in groups]
 
 
 class LessonBatch(NamedTuple):

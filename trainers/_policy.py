@@ -21,18 +21,30 @@ from factory.errors import DataError
 from factory.records import Metric, Record, Verdict, content_id
 from trainers._files import refuse_foreign
 from trainers._guards import CHECKS, Guard
-from trainers._lessons import Experience, Group, LessonBatch, Rolled, by_group, collated, rolled, totals, width
+from trainers._lessons import (
+    Experience,
+    Group,
+    LessonBatch,
+    Rolled,
+    by_group,
+    collated,
+    rolled,
+    totals,
+    weighed,
+    width,
+)
 from trainers._loop import Learner, Sums, Task, Totals, add, means, schedule, step_size
 from trainers._models import Loaded, check_head, half_precision, load, prepared, save, weights_id, without_dropout
-from trainers._policy_losses import adapted
+from trainers._policy_losses import Level, adapted, truncated_ratios
 from trainers._policy_models import Pass, critic_of, logps_and_entropies, reference_logps, reference_of, values_of
 from trainers._policy_options import PolicyTraining
 from trainers._policy_rows import answers, filed, prompts
 from trainers._policy_state import Together
-from trainers._policy_told import measures, reading
+from trainers._policy_told import corrections, measures, reading
 from trainers._rewarding import Answer, Ask, Rated, Rewarder
 from trainers._rollouts import Asked, Drawing, Rollout, drawn
 from trainers._state import State
+from trainers._vllm_rollouts import VllmSampler, check_same, require_vllm
 
 Loss = Callable[[Any, LessonBatch, Totals], tuple[Tensor, Sums]]
 
@@ -55,6 +67,7 @@ class Method(NamedTuple):
     lessons: Callable[[Rolled, float], tuple[list[Group], dict[str, float]]]
     loss: Loss
     critic: Critic | None = None
+    level: Level = "token"  # what the loss holds for one action, and so corrects where another engine drew it
 
 
 def learned(options: PolicyTraining, method: Method, data: Any, out: Path, ask: Ask | None) -> Iterator[Record]:
@@ -75,7 +88,10 @@ def learned(options: PolicyTraining, method: Method, data: Any, out: Path, ask: 
     yield Metric("rows_skipped", len(asked.skipped))
     # 2. The course.
     course = Course(options, method, loaded, asked.asked, out, content_id(options, asked.digest), ask)
-    yield from course.run()
+    try:
+        yield from course.run()
+    finally:
+        course.close()
     # 3. The checkpoint.
     if not course.policy.ranks.rank:
         save(course.policy.loaded.model, loaded.tokenizer, out)
@@ -109,11 +125,22 @@ class Course:
         half = half_precision(loaded.device, options.bf16)
         rows, limit = options.local_rollout_forward_batch_size, options.max_completion_length
         self.drawing = Drawing(options.temperature, limit, rows, half)
+        self.vllm = self._vllm() if options.use_vllm else None
         self.reading = Pass(rows, options.max_tokens_per_batch, half, options.temperature)
 
     def _task(self, loaded: Loaded, loss: Loss) -> Task:
         pad = loaded.tokenizer.pad_token_id
         return Task(lambda groups: collated(groups, pad), totals, loss, width, lambda group: group[0].example.key)
+
+    def _vllm(self) -> VllmSampler:
+        require_vllm(self.method.name, self.policy.ranks.world)
+        longest, memory = max(len(a.ids) for a in self.asked), self.options.vllm_gpu_memory_utilization
+        return VllmSampler(self.options.base, self.policy.loaded, self.drawing, longest, memory)
+
+    def close(self) -> None:
+        """Give back what was opened for the draws."""
+        if self.vllm:
+            self.vllm.close()
 
     @property
     def answers(self) -> int:
@@ -140,6 +167,9 @@ class Course:
             stopped = yield from self._watched(found, step)
             # 3. Learn.
             groups, more = self.method.lessons(found, self.coefficient)
+            if self.vllm and self.options.vllm_importance_sampling_correction:
+                ratios = self._ratios(found)
+                groups, more = weighed(groups, ratios), more | corrections(found, ratios)
             sums = Sums() if stopped else self._learned(groups, step)
             # 4. Tell.
             seconds = {"time/rollout": drawn_in, "time/update": time.monotonic() - started - drawn_in}
@@ -165,7 +195,7 @@ class Course:
         """The batch of a step; each process draws its share of the prompts, and all get all of them."""
         ranks, size = self.policy.ranks, self.options.num_generations
         own = self._seeded(step)[ranks.rank :: ranks.world]
-        rollouts = drawn(self.policy.loaded, own, self.drawing)
+        rollouts = self.vllm.drawn(own) if self.vllm else drawn(self.policy.loaded, own, self.drawing)
         told = answers(rollouts, f"{self.called} {step}", self.options.temperature, self.options.max_completion_length)
         rated = self.rewarder.rate(told)
         gold = self._gold(told, step)
@@ -205,12 +235,19 @@ class Course:
         if not rollouts:
             return []
         own = logps_and_entropies(self.policy.loaded, rollouts, self.reading)
+        if self.vllm:
+            check_same(rollouts, [old for old, _ in own])
         ref = reference_logps(self.reference, rollouts, self.reading)
         values = [r * 0 for r in ref]
         if self.critic:
             values = values_of(self.critic.loaded, rollouts, self.reading)
         rows = zip(rollouts, own, ref, values, strict=True)
         return [Experience(r, old, f, entropy, v, Rated(0.0), None) for r, (old, entropy), f, v in rows]
+
+    def _ratios(self, found: Rolled) -> Tensor:
+        return truncated_ratios(
+            found.old, found.drawn, found.real, self.options.vllm_importance_sampling_clip_max, self.method.level
+        )
 
     # --- 2. watch ----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 KlEstimator = Literal["k1", "k2", "k3"]
+Level = Literal["token", "sequence"]  # TRL's importance_sampling_level
 _CLAMP = 20.0  # a log-ratio beyond this is a mistake, and its exponential would be infinite
 
 
@@ -87,6 +88,20 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     """r_i less the mean of the others of its group: RLOO (Ahmadian et al., 2024, section 2.3). (G, K) in and out."""
     others = rewards.shape[1] - 1
     return rewards - (rewards.sum(1, keepdim=True) - rewards) / others
+
+
+# --- answers that another engine drew --------------------------------------------------------------------------------
+
+
+def truncated_ratios(old: Tensor, drawn: Tensor, real: Tensor, most: float, level: Level) -> Tensor:
+    """min(pi_old / mu, most), mu an engine's probability of what it drew: a token, or (at all of its tokens) an answer.
+
+    Truncated importance sampling (Ionides, 2008; Yao et al., 2025, for engines that round otherwise). A policy's loss
+    is to be multiplied with it. Shapes (S, T) each; 1 where nothing is real.
+    """
+    gaps = (old - drawn) * real
+    gaps = gaps.sum(1, keepdim=True) * real if level == "sequence" else gaps
+    return gaps.clamp(-_CLAMP, _CLAMP).exp().clamp(max=most)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

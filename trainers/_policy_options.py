@@ -39,6 +39,14 @@ class PolicyTraining(Training, Guarding):
     """Heat of the draws. All log-probabilities are those at this heat; there is no top-p or top-k."""
     local_rollout_forward_batch_size: int = Field(default=64, ge=1)
     """Answers that are drawn, or read by the models that measure them, at once."""
+    use_vllm: bool = False
+    """Answers are drawn by vLLM, in this process and with the policy's present weights; else by the trainer itself."""
+    vllm_gpu_memory_utilization: float = Field(default=0.3, gt=0, le=1)
+    """Share of the GPU's memory for vLLM's copy of the weights and its KV cache."""
+    vllm_importance_sampling_correction: bool = True
+    """What is learned is weighed by how much likelier it is to the trainer than to vLLM, which rounds otherwise."""
+    vllm_importance_sampling_clip_max: float = Field(default=3.0, ge=1)
+    """Most that this may weigh."""
     missing_eos_penalty: float = Field(default=0.0, ge=0)
     """What an answer loses that did not end within max_completion_length."""
     reward_clip: float = Field(default=0.0, ge=0)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from trainers._guards import Reading
 from trainers._lessons import Rolled
@@ -40,6 +41,15 @@ def measures(found: Rolled, coefficient: float) -> dict[str, float]:
     told |= {"objective/gold": fmean(gold)} if gold else {}
     told |= {"objective/disagreement": fmean(spreads)} if spreads else {}
     return told | ({"frac_reward_zero_std": _dead(found)} if found.size > 1 else {})
+
+
+def corrections(found: Rolled, ratios: Tensor) -> dict[str, float]:
+    """How far an engine that drew the answers was from the trainer, and what was made of it."""
+    each = ratios[found.real]
+    far = (found.old - found.drawn)[found.real].abs().max()
+    told = {name: float(value) for name, value in (("min", each.min()), ("mean", each.mean()), ("max", each.max()))}
+    told = {f"sampling/importance_sampling_ratio/{name}": value for name, value in told.items()}
+    return told | {"sampling/sampling_logp_difference/max": float(far)}
 
 
 def reading(found: Rolled, step: int) -> Reading:

@@ -48,8 +48,9 @@ class Rloo(PolicyTraining):
         from trainers._policy import Method, learned
 
         yield from learned(
-            self, Method("rloo", self.num_iterations, self.beta, self._lessons, self._loss), data, out, ask
-        )
+            self, Method("rloo", self.num_iterations, self.beta, self._lessons, self._loss, level="sequence"),
+            data, out, ask,
+        )  # fmt: skip
 
     def _lessons(self, found: "Rolled", coefficient: float) -> "tuple[list[Group], dict[str, float]]":
         from trainers._lessons import lessons
