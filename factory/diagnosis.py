@@ -195,8 +195,8 @@ def _narrow(series: Series) -> str | None:
     if found is None or found[1] >= 0.2 * found[0]:
         return None
     return (
-        f"The entropy collapsed from {found[0]:.3g} to {found[1]:.3g} nats: answers are all alike. Try a larger KL"
-        " coefficient, a higher temperature, or a lower learning_rate."
+        f"The entropy collapsed from {found[0]:.3g} to {found[1]:.3g} nats: answers are all alike. Try entropy_coef"
+        " (0.01), a larger KL coefficient, a higher temperature, or a lower learning_rate."
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from factory.errors import FactoryError
 from factory.steps import load_step
-from trainers._closed_forms import WORLDS, preference_optimum
+from trainers._closed_forms import MORE, WORLDS, preference_optimum
 from trainers._worlds import SKEWED, UNIFORM, Finding, measured, network, optimum, preferences, reference, reward
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +42,10 @@ def test_a_trainer_ends_where_the_maths_says(world: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(("name", "shares", "beta"), [("skewed", SKEWED, 1.0), ("uniform", UNIFORM, 0.5)])
 def test_dpo_reaches_the_fixed_point_of_other_settings(name: str, shares: Any, beta: float, tmp_path: Path) -> None:
     assert _wrong(preference_optimum(_make, tmp_path, name, shares, beta)) == []
+
+
+def test_a_bonus_on_the_entropy_moves_the_optimum_as_the_maths_says(tmp_path: Path) -> None:
+    assert _wrong(MORE["rloo, entropy"](_make, tmp_path)) == []
 
 
 def test_label_smoothing_moves_the_optimum_as_the_maths_says(tmp_path: Path) -> None:
@@ -125,6 +129,8 @@ MUTATIONS = {
     "rloo: drawn at another heat": ("rloo", "_rollouts.py", "chance[rows, place], how.temperature)",
                                     "chance[rows, place], 1.0)"),
     "rloo: the KL of a token for that of an answer": ("rloo", "rloo.py", "found.kl.sum(1)", "found.kl.mean(1)"),
+    "rloo: the entropy's sign": ("rloo, entropy", "rloo.py", "- now.bonus", "+ now.bonus"),
+    "rloo: no entropy": ("rloo, entropy", "rloo.py", "- now.bonus", "- 0.0 * now.bonus"),
     "grpo: the KL is dropped": ("grpo", "_policy_loss.py", "each + batch.beta * kl_of(", "each + 0.0 * kl_of("),
     "all: the loss is not divided": ("margins", "reward.py", "/ max(totals[\"weight\"], 1e-9)", "* 0.0"),
 }  # fmt: skip
@@ -157,7 +163,7 @@ def test_a_mistake_is_noticed(mistake: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(str(tmp_path))
     make = _mutant(tmp_path, name, *change)
     try:
-        wrong = any(not finding.right for finding in WORLDS[world](make, tmp_path))  # the first one will do
+        wrong = any(not finding.right for finding in {**WORLDS, **MORE}[world](make, tmp_path))  # the first one will do
     except FactoryError:
         wrong = True
     finally:

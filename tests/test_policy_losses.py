@@ -3,9 +3,12 @@
 import math
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
+from trainers import _losses
+from trainers._batches import IGNORED, Example, padded
 from trainers._policy_losses import (
     adapted,
     clipped_policy_loss,
@@ -18,8 +21,9 @@ from trainers._policy_losses import (
     token_rewards,
     whitened,
 )
+from trainers._policy_models import seen, token_logps
 from trainers._policy_worlds import LIMIT, World, against_reverse, tilted, walked
-from trainers._worlds import SKEWED, UNIFORM, reference
+from trainers._worlds import SKEWED, UNIFORM, network, reference
 
 LENGTHS = (3, 1, 5)
 REAL = torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
@@ -127,6 +131,36 @@ def test_a_log_ratio_without_bounds_stays_finite() -> None:
 
 def test_the_entropy_of_equal_chances_is_the_log_of_their_number() -> None:
     assert torch.allclose(entropy_of(torch.zeros(2, 8)), torch.full((2,), math.log(8)))
+
+
+@pytest.mark.parametrize("room", [1 << 25, 40])
+def test_a_bonus_on_the_entropy_has_its_value_and_its_gradient(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against plain torch, in one chunk and in several."""
+    monkeypatch.setattr(_losses, "_LOGITS", room)
+    rows = [[2, 13, 3, 4, 8, 1], [2, 14, 3, 6, 1]]
+    batch = padded([Example(np.array(r), np.array([IGNORED] * 3 + r[3:])) for r in rows], 0)
+    one, other = network(1), network(1)
+    found = seen(one, batch, 0.7, 0.3)
+    logits = [other(input_ids=torch.tensor([r])).logits[0, 2:-1] / 0.7 for r in rows]
+    spread = sum(torch.distributions.Categorical(logits=each).entropy().sum() for each in logits)
+    assert torch.allclose(torch.as_tensor(found.bonus), 0.3 * torch.as_tensor(spread), atol=1e-5)
+    torch.autograd.backward([torch.as_tensor(found.bonus), 0.3 * torch.as_tensor(spread)])
+    for mine, plain in zip(one.parameters(), other.parameters(), strict=True):
+        assert mine.grad is not None
+        assert plain.grad is not None
+        assert torch.allclose(mine.grad, plain.grad, atol=1e-5)
+
+
+def test_without_a_coefficient_no_entropy_is_computed() -> None:
+    row, asked, model = np.array([2, 13, 3, 4, 1]), list[int](), network(1)
+    batch = padded([Example(row, row)], 0)
+    model.lm_head.register_forward_hook(lambda *_: asked.append(1))
+    assert seen(model, batch, 1.0, 0.0).bonus == 0.0
+    plain = len(asked)
+    assert token_logps(model, batch, 1.0).shape == (4,)
+    assert len(asked) == 2 * plain
+    seen(model, batch, 1.0, 0.1)
+    assert len(asked) > 3 * plain
 
 
 def test_the_kl_coefficient_follows_its_target() -> None:

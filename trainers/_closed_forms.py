@@ -142,6 +142,7 @@ WORLDS: Mapping[str, World] = {
 }  # fmt: skip
 MORE: Mapping[str, World] = {
     "dpo, other settings": dpo_again, "ppo, uniform": _policy_worlds.ppo_uniform, "grpo, k2": _policy_worlds.grpo_k2,
+    "rloo, entropy": _policy_worlds.rloo_entropy,
 }  # fmt: skip
 
 

@@ -288,8 +288,8 @@ def _entropy(readings: Sequence[Reading], options: Guarding) -> _Sign | None:
     then, now, error = found
     bound = then * options.guard_entropy_share
     says = (
-        f"the policy's entropy fell from {then:.3g} to {now:.3g} nats: it hardly explores any more; raise the KL"
-        " coefficient or temperature, or lower learning_rate"
+        f"the policy's entropy fell from {then:.3g} to {now:.3g} nats: it hardly explores any more; raise"
+        " entropy_coef, the KL coefficient or temperature, or lower learning_rate"
     )
     return _Sign(now < bound and then - now > error, now, bound, says)
 

@@ -38,7 +38,7 @@ def chosen_logps(hidden: Tensor, wanted: Tensor, head: Callable[[Tensor], Tensor
     log p(y) = logit_y - log sum_v exp logit_v. Logits exist for a chunk of tokens at a time: where there are more than
     fit into one chunk, the backward pass computes them anew (as in the chunked losses of TRL and torchtune).
     """
-    size = max(1, _LOGITS // max(1, _width(head, hidden)))
+    size = at_once(hidden, head)
     if len(hidden) <= size:
         return _logps(hidden, wanted, head)
     parts = zip(torch.split(hidden, size), torch.split(wanted, size), strict=True)
@@ -53,9 +53,11 @@ def _logps(hidden: Tensor, wanted: Tensor, head: Callable[[Tensor], Tensor]) -> 
     return -F.cross_entropy(logits, wanted, reduction="none"), hits
 
 
-def _width(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:
+def at_once(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> int:
+    """Of how many tokens the logits are held at once."""
     with torch.no_grad():
-        return int(head(hidden[:1]).shape[-1]) if len(hidden) else 1
+        width = int(head(hidden[:1]).shape[-1]) if len(hidden) else 1
+    return max(1, _LOGITS // max(1, width))
 
 
 def summed(values: Tensor, owners: Tensor, sequences: int) -> Tensor:

@@ -1,20 +1,16 @@
 """The clipped loss of a batch of lessons, and what is told of it: what PPO and GRPO share."""
 
-from typing import Any
-
 from torch import Tensor
 
 from trainers._lessons import LessonBatch
 from trainers._loop import Sums
 from trainers._policy_losses import KlEstimator, clipped_policy_loss, kl_of
-from trainers._policy_models import token_logps
 
 
 def clipped(
-    model: Any, batch: LessonBatch, temperature: float, low: float, high: float, kl: KlEstimator | None = None
+    logps: Tensor, batch: LessonBatch, low: float, high: float, kl: KlEstimator | None = None
 ) -> tuple[Tensor, Sums]:
     """Each token's clipped loss, plus beta times its KL where `kl` names an estimator: (N,), and metrics."""
-    logps = token_logps(model, batch.text, temperature)
     each, cut = clipped_policy_loss(logps, batch.old, batch.advantages, low, high)
     if kl and batch.beta:
         each = each + batch.beta * kl_of(logps, batch.ref, kl)

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from factory.errors import DataError
 from trainers._batches import Batch, Example, cut, grouped, padded
-from trainers._losses import chosen_logps
+from trainers._losses import at_once, chosen_logps
 from trainers._models import Loaded, adapter_off, bare, check_head, head, hidden_states, load, scores, without_dropout
 from trainers._options import Training
 from trainers._policy_losses import entropy_of
 from trainers._rollouts import Floats, Rollout
-
-_ROWS = 1 << 13  # tokens whose entropies are computed at once
 
 
 def heated(model: Any, temperature: float) -> Callable[[Tensor], Tensor]:
@@ -29,6 +28,29 @@ def heated(model: Any, temperature: float) -> Callable[[Tensor], Tensor]:
 def token_logps(model: Any, batch: Batch, temperature: float) -> Tensor:
     """log p of every learned token as it is drawn, (N,)."""
     return chosen_logps(hidden_states(model, batch)[batch.sources], batch.wanted, heated(model, temperature))[0]
+
+
+class Seen(NamedTuple):
+    """log p of every learned token, (N,), and what the policy is given for being undecided."""
+
+    logps: Tensor
+    bonus: Tensor | float
+
+
+def seen(model: Any, batch: Batch, temperature: float, coefficient: float) -> Seen:
+    """`token_logps`, and the tokens' summed entropies times `coefficient`; where it is 0 they are not computed."""
+    if not coefficient:
+        return Seen(token_logps(model, batch, temperature), 0.0)
+    hidden, logits = hidden_states(model, batch)[batch.sources], heated(model, temperature)
+    return Seen(chosen_logps(hidden, batch.wanted, logits)[0], coefficient * entropies(hidden, logits).sum())
+
+
+def entropies(hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """The entropy of each choice in nats, (N, D) in, (N,) out; chunk by chunk, as `chosen_logps`."""
+    parts = torch.split(hidden, at_once(hidden, logits))
+    if len(parts) == 1:
+        return entropy_of(logits(hidden).float())
+    return torch.cat([checkpoint(lambda h: entropy_of(logits(h).float()), p, use_reentrant=False) for p in parts])
 
 
 def token_values(critic: Any, batch: Batch) -> Tensor:
@@ -50,8 +72,7 @@ def logps_and_entropies(loaded: Loaded, rollouts: Sequence[Rollout], how: Pass) 
 
     def measure(batch: Batch) -> tuple[Tensor, Tensor]:
         hidden, logits = hidden_states(loaded.model, batch)[batch.sources], heated(loaded.model, how.temperature)
-        spread = [entropy_of(logits(part).float()) for part in torch.split(hidden, _ROWS)]
-        return chosen_logps(hidden, batch.wanted, logits)[0], torch.cat(spread)
+        return chosen_logps(hidden, batch.wanted, logits)[0], entropies(hidden, logits)
 
     return [(one, other) for one, other in _read(loaded, rollouts, how, measure)]
 

@@ -51,6 +51,9 @@ class PolicyTraining(Training, Guarding):
     """What an answer loses that did not end within max_completion_length."""
     reward_clip: float = Field(default=0.0, ge=0)
     """Rewards are cut off beyond plus and minus this; 0 leaves them."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """What a nat of entropy is worth in the policy's loss, as the mean over tokens and at the heat of the draws, so
+    that it goes on exploring (Mnih et al., 2016). At 0 it is not computed."""
     target_kl: float = Field(default=0.0, ge=0)
     """The passes over a batch end early where the policy is so many nats a token from where it began; 0 never."""
     adaptive_kl_target: float = Field(default=0.0, ge=0)

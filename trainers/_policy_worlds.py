@@ -41,13 +41,18 @@ class Known(NamedTuple):
 
 
 class World(NamedTuple):
-    """The reference's shares of letters and the log odds of an end, at a heat; what an answer without an end loses."""
+    """The reference's shares of letters and the log odds of an end, at a heat; what an answer without an end loses.
+
+    `bonus` is what a nat of a token's entropy is worth; with it answers must hardly ever end, for no token is paid for
+    the entropy of those that follow it.
+    """
 
     shares: Sequence[float]
     beta: float
     end: float = -1.5
     temperature: float = 1.0
     penalty: float = 0.0
+    bonus: float = 0.0
 
     @property
     def reference(self) -> Tensor:
@@ -60,14 +65,16 @@ def tilted(world: World) -> Known:
     """Of pi* = pi_ref exp(r / beta) / Z over whole answers, by soft value iteration.
 
     V_t = beta log sum_a pi_ref(a) exp((r(a) + V_(t+1)) / beta), V behind the last token minus the penalty, V after the
-    end 0; pi_t(a) = pi_ref(a) exp((r(a) + V_(t+1) - V_t) / beta).
+    end 0; pi_t(a) = pi_ref(a) exp((r(a) + V_(t+1) - V_t) / beta). A bonus c on the entropy makes the flatter
+    pi_t(a) ~ exp((r(a) + V_(t+1) + beta log pi_ref(a)) / (beta + c)) of it.
     """
     p, beta, value, found = world.reference, world.beta, -world.penalty, list[Tensor]()
+    heat = beta + world.bonus
     for _ in range(LIMIT):
         gain = torch.full_like(p, value)
         gain[0], gain[-1] = value + 1.0, 0.0
-        found.insert(0, torch.softmax(p.log() + gain / beta, 0))
-        value = float(beta * torch.logsumexp(p.log() + gain / beta, 0))
+        found.insert(0, torch.softmax((beta * p.log() + gain) / heat, 0))
+        value = float(heat * torch.logsumexp((beta * p.log() + gain) / heat, 0))
     return walk([(each, p) for each in found])
 
 
@@ -135,6 +142,11 @@ def rloo(make: Make, folder: Path) -> Iterator[Finding]:
     yield from policy_optimum(make, folder, "rloo", World(SKEWED, 1.0, temperature=0.8))
 
 
+def rloo_entropy(make: Make, folder: Path) -> Iterator[Finding]:
+    """A bonus on the entropy has an optimum of its own, flatter than the reference where nothing is rewarded."""
+    yield from policy_optimum(make, folder, "rloo", World(SKEWED, 1.0, end=-12.0, temperature=0.8, bonus=0.3))
+
+
 def grpo(make: Make, folder: Path) -> Iterator[Finding]:
     """GRPO without the deviation: its k3 in the loss has an optimum of its own."""
     yield from policy_optimum(make, folder, "grpo", World(UNIFORM, 1.0, end=-12.0))
@@ -174,12 +186,13 @@ def policy_optimum(make: Make, folder: Path, name: str, world: World, **options:
     base = written(reference(world.shares, end=world.end), folder / "base")
     (folder / "reward.py").write_text(_REWARD)
     given |= {"base": base, "reward": {"python": f"{folder / 'reward.py'}:score"}, "temperature": world.temperature,
-              "missing_eos_penalty": world.penalty}  # fmt: skip
+              "missing_eos_penalty": world.penalty, "entropy_coef": world.bonus * LIMIT}  # fmt: skip
     rows = datasets.Dataset.from_list([{"prompt": p} for p in PROMPTS])
     told = [m for m in make(name, given).train(rows, folder / "out") if isinstance(m, Metric)]
     # 3. What came of it.
     found = walked(load(str(folder / "out")).model, load(base).model, world.temperature)
-    label = ", ".join([name, *(str(v) for k, v in options.items() if k == "kl_estimator"), f"beta {world.beta:g}"])
+    label = ", ".join([name, *(str(v) for k, v in options.items() if k == "kl_estimator"), f"beta {world.beta:g}",
+                       *([f"entropy {world.bonus:g}"] if world.bonus else [])])  # fmt: skip
     yield Finding(f"{label}: reward", found.reward, best.reward, 0.05 * best.reward)
     yield Finding(f"{label}: KL", found.kl, best.kl, 0.1 * best.kl)
     yield Finding(f"{label}: answers end", found.ended, best.ended, 0.05)

@@ -67,13 +67,16 @@ class Grpo(PolicyTraining):
 
     def _loss(self, model: Any, batch: "LessonBatch", totals: "Totals") -> "tuple[torch.Tensor, Sums]":
         from trainers._policy_loss import clipped
+        from trainers._policy_models import seen
 
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        each, told = clipped(model, batch, self.temperature, self.epsilon, high, self.kl_estimator)
+        now = seen(model, batch.text, self.temperature, self.entropy_coef)
+        each, told = clipped(now.logps, batch, self.epsilon, high, self.kl_estimator)
         if self.loss_type == "grpo":
             loss = (each / batch.lengths).sum() / totals["answers"]
         elif self.loss_type == "dr_grpo":
             loss = each.sum() / (totals["answers"] * self.max_completion_length)
         else:
             loss = each.sum() / totals["tokens"]
+        loss = loss - now.bonus / totals["tokens"]
         return loss, told | {"loss/policy_avg": (each.detach().sum(), len(each))}

@@ -83,9 +83,11 @@ class Ppo(PolicyTraining):
     def _policy_loss(self, model: Any, batch: "LessonBatch", totals: "Totals") -> "tuple[torch.Tensor, Sums]":
         """The mean over all tokens of a minibatch."""
         from trainers._policy_loss import clipped
+        from trainers._policy_models import seen
 
-        each, told = clipped(model, batch, self.temperature, self.cliprange, self.cliprange)
-        loss = each.sum() / totals["tokens"]
+        now = seen(model, batch.text, self.temperature, self.entropy_coef)
+        each, told = clipped(now.logps, batch, self.cliprange, self.cliprange)
+        loss = (each.sum() - now.bonus) / totals["tokens"]
         return loss, told | {"loss/policy_avg": (each.detach().sum(), len(each))}
 
     def _value_loss(self, model: Any, batch: "LessonBatch", totals: "Totals") -> "tuple[torch.Tensor, Sums]":

@@ -67,12 +67,13 @@ class Rloo(PolicyTraining):
         from trainers._losses import summed
         from trainers._policy_loss import told
         from trainers._policy_losses import clipped_policy_loss
-        from trainers._policy_models import token_logps
+        from trainers._policy_models import seen
 
         owners, count = batch.text.owners, len(batch.text.ends)
-        new = summed(token_logps(model, batch.text, self.temperature), owners, count)
+        now = seen(model, batch.text, self.temperature, self.entropy_coef)
+        new = summed(now.logps, owners, count)
         old = summed(batch.old, owners, count)
         advantages = summed(batch.advantages / batch.lengths, owners, count)
         each, cut = clipped_policy_loss(new, old, advantages, self.epsilon, self.epsilon)
-        loss = each.sum() / totals["answers"]
+        loss = each.sum() / totals["answers"] - now.bonus / totals["tokens"]
         return loss, told(new.detach(), old, cut) | {"loss/policy_avg": (each.detach().sum(), count)}
