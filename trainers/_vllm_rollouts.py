@@ -34,12 +34,12 @@ _FAR = 0.5  # nats a token: bfloat16 makes some hundredths, other weights severa
 
 
 def require_vllm(trainer: str, world: int) -> None:
-    """Raises EngineError without vLLM, and DataError where several processes train."""
+    """Raises DataError where several processes train, and EngineError without vLLM."""
+    if world > 1:
+        raise DataError(f"{trainer}: use_vllm draws in one process: start one alone, or leave use_vllm out, and the "
+                        "processes share the answers out")  # fmt: skip
     if find_spec("vllm") is None:
         raise EngineError(f"{trainer}: use_vllm needs vLLM, which is not installed: {_INSTALL}")
-    if world > 1:
-        raise DataError(f"{trainer}: use_vllm draws in one process: start one, or leave use_vllm out, "
-                        "and the processes share the answers out")  # fmt: skip
 
 
 class VllmSampler:
@@ -145,7 +145,7 @@ def check_same(found: Sequence[Rollout], old: Sequence[Floats]) -> None:
 
 
 def _packed_again(model: Any) -> None:
-    """On a CPU an output matrix that is the embeddings' has a packed copy of its own, which a reload leaves as it was."""
+    """On a CPU an output matrix that is the embeddings' has a packed copy of its own, which a reload forgets."""
     for module in model.modules():
         if "cpu_linear" in vars(module) and getattr(module, "weight", torch.empty(0)).numel():
             module.quant_method.process_weights_after_loading(module)
