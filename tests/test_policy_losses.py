@@ -9,6 +9,7 @@ import torch
 
 from trainers import _losses
 from trainers._batches import IGNORED, Example, padded
+from trainers._lessons import Lesson, collated
 from trainers._policy_losses import (
     adapted,
     clipped_policy_loss,
@@ -149,6 +150,30 @@ def test_a_bonus_on_the_entropy_has_its_value_and_its_gradient(room: int, monkey
         assert mine.grad is not None
         assert plain.grad is not None
         assert torch.allclose(mine.grad, plain.grad, atol=1e-5)
+
+
+def test_answers_that_share_rows_equal_answers_apart() -> None:
+    """Log-probabilities, what stands beside them, and gradients, whatever the order in which rows are filled."""
+    rng = np.random.default_rng(0)
+    groups = []
+    for length in (40, 9, 14, 8, 11, 30):
+        ids, label = rng.integers(4, 20, length), np.full(length, IGNORED)
+        label[-5:] = ids[-5:]
+        old = rng.normal(size=5).astype(np.float32)
+        groups.append((Lesson(Example(ids, label), old, old, old, old, old, 0.0),))
+    found = []
+    for packs in (False, True):
+        model, batch = network(1), collated(groups, 0, packs)
+        logps = seen(model, batch.text, 0.8, 0.0).logps
+        torch.autograd.backward((logps * batch.old).sum())
+        found.append((batch.text.ids.numel(), (logps * batch.old).sum(), [p.grad for p in model.parameters()]))
+    (wide, one, first), (narrow, other, second) = found
+    assert narrow < 0.7 * wide
+    assert torch.allclose(one, other, atol=1e-4)
+    for a, b in zip(first, second, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_without_a_coefficient_no_entropy_is_computed() -> None:

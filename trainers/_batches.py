@@ -16,7 +16,7 @@ import torch
 
 IGNORED = -100  # the label of a token that takes no part in the loss
 _WINDOW = 50  # steps whose rows are sorted by length together
-_WORTH = 0.9  # a prompt is shared if that leaves at most this share of the tokens
+_WORTH = 0.9  # a prompt is shared, or a row, if that leaves at most this share of the tokens
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 
 
@@ -144,6 +144,24 @@ def packed(groups: Sequence[Sequence[Example]], pad: int) -> Batch:
         positions[place.row, place.start : end] = torch.arange(len(example.ids))
         positions[place.row, end:] = torch.arange(width - end)  # what is left over is a document of its own
     return batch._replace(positions=positions)
+
+
+def together(groups: Sequence[Sequence[Example]], pad: int, packs: bool) -> tuple[Batch, Sequence[int]]:
+    """Sequences of a group share their prompt; single ones share rows, if the model `packs`. And their order."""
+    flat = [example for group in groups for example in group]
+    if len(flat) > len(groups):
+        return grouped(groups, pad), range(len(flat))
+    return compact(flat, pad) if packs else (padded(flat, pad), range(len(flat)))
+
+
+def compact(examples: Sequence[Example], pad: int) -> tuple[Batch, Sequence[int]]:
+    """Several sequences a row where that saves much padding, else one; and their places among the examples."""
+    longest = max(len(e.ids) for e in examples)
+    rows = bins([len(e.ids) for e in examples], longest * 3 // 2)
+    width = max(sum(len(examples[i].ids) for i in row) for row in rows)
+    if width * len(rows) > _WORTH * longest * len(examples):
+        return padded(examples, pad), range(len(examples))
+    return packed([[examples[i] for i in row] for row in rows], pad), [i for row in rows for i in row]
 
 
 def grouped(groups: Sequence[Sequence[Example]], pad: int) -> Batch:

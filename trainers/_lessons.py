@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from factory.errors import DataError
-from trainers._batches import Batch, Example, grouped, padded
+from trainers._batches import Batch, Example, together
 from trainers._options import Training
 from trainers._rewarding import Rated
 from trainers._rollouts import Floats, Rollout
@@ -133,18 +133,16 @@ class LessonBatch(NamedTuple):
         return LessonBatch(*moved)
 
 
-def collated(groups: Sequence[Group], pad: int) -> LessonBatch:
-    """Answers to one prompt share its tokens."""
-    flat = [lesson for group in groups for lesson in group]
+def collated(groups: Sequence[Group], pad: int, packs: bool) -> LessonBatch:
+    """As `together` lays the answers out, in its order."""
+    text, order = together([[lesson.example for lesson in group] for group in groups], pad, packs)
+    lessons = [lesson for group in groups for lesson in group]
+    flat = [lessons[place] for place in order]
 
     def column(name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([getattr(lesson, name) for lesson in flat]))
 
     counts = torch.tensor([len(lesson.old) for lesson in flat])
-    if len(flat) == len(groups):
-        text = padded([lesson.example for lesson in flat], pad)
-    else:
-        text = grouped([[lesson.example for lesson in group] for group in groups], pad)
     return LessonBatch(
         text, column("old"), column("ref"), column("advantages"), column("returns"), column("values"),
         counts.repeat_interleave(counts).float(), flat[0].beta,

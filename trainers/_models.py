@@ -200,6 +200,11 @@ def layers_of(model: Any) -> Any:
     return max(lists, key=len, default=nn.ModuleList())
 
 
+def packs(model: Any) -> bool:
+    """Whether sequences in one row are kept apart: attention does so, a state that is carried on does not."""
+    return not getattr(bare(model), "_is_stateful", False)
+
+
 def has_prefix(model: Any) -> bool:
     """Whether a trained prefix stands before every sequence."""
     config = getattr(model, "active_peft_config", None)

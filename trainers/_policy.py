@@ -34,7 +34,17 @@ from trainers._lessons import (
     width,
 )
 from trainers._loop import Learner, Sums, Task, Totals, add, means, schedule, step_size
-from trainers._models import Loaded, check_head, half_precision, load, prepared, save, weights_id, without_dropout
+from trainers._models import (
+    Loaded,
+    check_head,
+    half_precision,
+    load,
+    packs,
+    prepared,
+    save,
+    weights_id,
+    without_dropout,
+)  # fmt: skip
 from trainers._policy_losses import Level, adapted, truncated_ratios
 from trainers._policy_models import Pass, critic_of, logps_and_entropies, reference_logps, reference_of, values_of
 from trainers._policy_options import PolicyTraining
@@ -129,8 +139,8 @@ class Course:
         self.reading = Pass(rows, options.max_tokens_per_batch, half, options.temperature)
 
     def _task(self, loaded: Loaded, loss: Loss) -> Task:
-        pad = loaded.tokenizer.pad_token_id
-        return Task(lambda groups: collated(groups, pad), totals, loss, width, lambda group: group[0].example.key)
+        pad, apart = loaded.tokenizer.pad_token_id, packs(loaded.model)
+        return Task(lambda groups: collated(groups, pad, apart), totals, loss, width, lambda g: g[0].example.key)
 
     def _vllm(self) -> VllmSampler:
         require_vllm(self.method.name, self.policy.ranks.world)

@@ -11,9 +11,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from factory.errors import DataError
-from trainers._batches import Batch, Example, cut, grouped, padded
+from trainers._batches import Batch, cut, together
 from trainers._losses import at_once, chosen_logps
-from trainers._models import Loaded, adapter_off, bare, check_head, head, hidden_states, load, scores, without_dropout
+from trainers._models import (
+    Loaded,
+    adapter_off,
+    bare,
+    check_head,
+    head,
+    hidden_states,
+    load,
+    packs,
+    scores,
+    without_dropout,
+)  # fmt: skip
 from trainers._options import Training
 from trainers._policy_losses import entropy_of
 from trainers._rollouts import Floats, Rollout
@@ -96,13 +107,15 @@ def _read(
     found = dict[int, tuple[Floats, ...]]()
     groups = [list(g) for _, g in groupby(range(len(rollouts)), lambda i: rollouts[i].asked.key)]
     rows, pad = max(1, how.rows // max(map(len, groups))), loaded.tokenizer.pad_token_id
+    apart = packs(loaded.model)
     loaded.model.eval()
     autocast = torch.autocast(loaded.device, torch.bfloat16) if how.half else nullcontext()
     with torch.no_grad(), autocast:
         for part in cut(groups, rows, how.tokens, lambda group: _width([rollouts[i] for i in group])):
-            batch = _together([[rollouts[i].example for i in group] for group in part], pad).to(loaded.device)
-            columns = [c.float().cpu().numpy() for c in measure(batch)]
-            places = [i for group in part for i in group]
+            batch, order = together([[rollouts[i].example for i in group] for group in part], pad, apart)
+            columns = [c.float().cpu().numpy() for c in measure(batch.to(loaded.device))]
+            flat = [i for group in part for i in group]
+            places = [flat[place] for place in order]
             edges = np.cumsum([len(rollouts[i].ids) for i in places])[:-1]
             found |= dict(zip(places, zip(*(np.split(c, edges) for c in columns), strict=True), strict=True))
     return [found[i] for i in range(len(rollouts))]
@@ -110,11 +123,6 @@ def _read(
 
 def _width(group: Sequence[Rollout]) -> int:
     return len(group[0].example.ids) + sum(len(r.ids) for r in group[1:])
-
-
-def _together(groups: Sequence[Sequence[Example]], pad: int) -> Batch:
-    alone = all(len(group) == 1 for group in groups)
-    return padded([group[0] for group in groups], pad) if alone else grouped(groups, pad)
 
 
 # --- the frozen start ------------------------------------------------------------------------------------------------
