@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -42,6 +42,7 @@ def train(
     sql, params = query(on, step.view)
     with _rows(store, sql, params, out, f"train {name}: no rows in {on!r}") as (data, path):
         records: Iterator[Record]
+        since = time.monotonic()
         if isinstance(step, Asking):
             records = step.train_asking(data, out, asking(engines) if engines else None)
         elif isinstance(step, Recalling):
@@ -53,7 +54,8 @@ def train(
             deque(records, maxlen=0)
             return str(out)
         with board(getattr(step, "report_to", ()), out, run_id, options_of(step)) as shown_on:
-            append(store, _seen(_told(records, say), seen, shown_on), name, run_id)
+            noted = chain(_told(records, say), _cost(len(data), since))
+            append(store, _seen(noted, seen, shown_on), name, run_id)
         measured = [r for r in seen if isinstance(r, Metric)]
         metrics, diagnosis = {m.name: m.value for m in measured}, diagnose(measured)
         for said in diagnosis:
@@ -127,6 +129,12 @@ def _rows(store: Store, sql: str, params: list[str], out: Path, missing: str) ->
     yield datasets.Dataset.from_parquet(str(path), cache_dir=str(cache)), path
     if first():
         shutil.rmtree(work)  # the store can give the rows again
+
+
+def _cost(rows: int, since: float) -> Iterator[Metric]:
+    """The rows that were given, and the seconds that this process took; an earlier one's, if it goes on, are not in."""
+    yield Metric("train_samples", float(rows))
+    yield Metric("train_runtime", time.monotonic() - since)
 
 
 def _seen(records: Iterator[Record], seen: list[Metric | Verdict], shown_on: Board) -> Iterator[Record]:

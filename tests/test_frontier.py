@@ -79,3 +79,9 @@ def test_an_engine_without_log_probabilities_is_told_to_the_user() -> None:
     engine = Scripted(replies={".": "yes"}).open()
     with pytest.raises(EngineError, match="tells no log-probabilities; use a local one"):
         list(Frontier(models={"x": "x"}, base="mini-weak", tasks=2, unsafe=0, lookalikes=0).evaluate({"x": engine}))
+
+
+def test_a_model_that_answers_nothing_is_no_perfect_one() -> None:
+    engine = Scripted(replies={".": "yes"}, error_every=1).open()
+    with pytest.raises(EngineError, match="x answered nothing"):
+        list(Frontier(models={"x": "x"}, base="mini-weak", tasks=2, unsafe=0, lookalikes=0).evaluate({"x": engine}))

@@ -59,7 +59,8 @@ class Frontier:
     def evaluate(self, engines: Mapping[str, Engine]) -> Iterator[Record]:
         """Draw answers of each model; yields prompts, answers and marks, then the metrics.
 
-        EngineError where an engine tells no log-probabilities, SpecError where n answers have no reward to choose by.
+        EngineError where an engine tells no log-probabilities or answers nothing, SpecError where n answers have no
+        reward to choose by.
         """
         if self.n > 1 and self.reward is None:
             raise SpecError(f"frontier: n={self.n} answers need a reward that chooses among them")
@@ -72,6 +73,8 @@ class Frontier:
             # 1. Answers, the best of each n, and the checker's marks.
             replies = self._drawn(engines[name], tasks)
             marked = [Marked(t, r, judge(t, r.text)) for t, r in zip(tasks, replies, strict=True) if not r.error]
+            if not marked:
+                raise EngineError(f"frontier: {name} answered nothing: look at FROM calls WHERE error <> ''")
             for mark in marked:
                 yield from rows(mark, engines[name], name)
             # 2. What they are worth, and how far they are from the base.
@@ -103,7 +106,7 @@ class Frontier:
 def _mean(name: str, values: Sequence[float], label: str) -> Metric:
     spread = bootstrap(lambda places: fmean(values[i] for i in places), len(values))
     meta = {"model": label, "n": len(values), "low": spread.low, "high": spread.high}
-    return Metric(name, fmean(values) if values else 0.0, 0, meta)
+    return Metric(name, fmean(values), 0, meta)
 
 
 def _rate(name: str, marked: Sequence[Marked], kind: Kind, outcome: str, label: str) -> Metric:
