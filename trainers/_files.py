@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all, and files of tensors that are read back or refused."""
 
 import ctypes
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from factory.errors import DataError
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux' renameat2
+_MARK, _CARD, _MAKER = "checkpoint.json", "README.md", "alignment-factory"
+_KINDS = (".safetensors", ".safetensors.index.json", "config.json", "tokenizer.json", ".jinja", "vocab.json",
+          "vocab.txt", "merges.txt", "_map.json", "added_tokens.json", ".model", "adapter/README.md")  # fmt: skip
 
 
 @contextmanager
@@ -65,11 +69,42 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
-def refuse_foreign(out: Path) -> None:
-    """Raise DataError where `out` is there and is no checkpoint: a trainer replaces checkpoints, nothing else."""
-    ours = (out / "config.json").exists() or (out / "adapter_config.json").exists()
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is no checkpoint: name a new folder, so that nothing of yours is replaced")
+def mark(checkpoint: Path) -> None:
+    """Write down what a checkpoint consists of, so that a later training knows what it may replace."""
+    names = sorted(p.relative_to(checkpoint).as_posix() for p in checkpoint.rglob("*") if p.is_file())
+    (checkpoint / _MARK).write_text(json.dumps({"made_by": _MAKER, "files": names}, indent=1))
+
+
+def refuse_foreign(out: Path, base: str) -> None:
+    """Raise DataError where `out` holds anything but a checkpoint of these trainers, or the one to start from."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if (made := _made(out)) is None:
+        raise DataError(f"{out} exists and is no checkpoint: name a new folder, so that nothing of yours is "
+                        "replaced")  # fmt: skip
+    if out.resolve() == Path(base).resolve():
+        raise DataError(f"{out} is the base itself: name a new folder, so that the model you start from is kept")
+    names = (p.relative_to(out).as_posix() for p in sorted(out.rglob("*")) if p.is_file())
+    others = [name for name in names if name not in made]
+    if others:
+        raise DataError(f"{out} is a checkpoint with other files beside it ({', '.join(others[:3])}): move them, or "
+                        "name a new folder")  # fmt: skip
+
+
+def _made(out: Path) -> set[str] | None:
+    """What a training has written into a folder, by its own word; None if it is not of these trainers."""
+    try:
+        told = json.loads((out / _MARK).read_text(encoding="utf-8"))
+        if told["made_by"] == _MAKER:
+            return {*told["files"], _MARK, _CARD}
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    try:  # checkpoints that were written before there was a mark have a card
+        front = (out / _CARD).read_text(encoding="utf-8").split("---")[1]
+    except (OSError, ValueError, IndexError):
+        return None
+    kinds = {path for kind in _KINDS for path in out.rglob(f"*{kind}") if path.parent in (out, out / "adapter")}
+    return {p.relative_to(out).as_posix() for p in kinds} | {_CARD} if f"- {_MAKER}\n" in front else None
 
 
 def sync(folder: Path) -> None:

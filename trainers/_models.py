@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from factory.errors import DataError, EngineError
 from trainers._batches import Batch
-from trainers._files import writing
+from trainers._files import mark, writing
 from trainers._options import Training
 
 Kind = Literal["causal", "sequence", "token"]  # a language model, a score a sequence, a score a token
@@ -327,3 +327,4 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
                 model = model.merge_and_unload()
             model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        mark(partial)

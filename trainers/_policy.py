@@ -82,7 +82,7 @@ class Method(NamedTuple):
 
 def learned(options: PolicyTraining, method: Method, data: Any, out: Path, ask: Ask | None) -> Iterator[Record]:
     """Train on the prompts of `data` and write the checkpoint to `out`."""
-    refuse_foreign(out)
+    refuse_foreign(out, options.base)
     if options.fsdp or options.num_virtual_tokens:
         raise DataError(f"{method.name}: answers are drawn from whole models: fsdp and num_virtual_tokens do not go "
                         "with it; use_peft and several processes do")  # fmt: skip

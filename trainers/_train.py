@@ -23,7 +23,7 @@ Finish = Callable[[Learner, Sequence[Any], Sequence[Any]], Iterator[Metric]]  # 
 def trained(loaded: Loaded, items: Sequence[Any], digest: str, task: Task, options: Training,
             out: Path, finish: Finish | None = None) -> Iterator[Metric]:  # fmt: skip
     """Train `loaded` on the items and write the checkpoint to `out`; goes on from a state that was left beside it."""
-    refuse_foreign(out)
+    refuse_foreign(out, options.base)
     identity = content_id(weights_id(loaded.model), options, digest)
     rows, heldout = held_out(items, options.eval_fraction, Random(options.seed).shuffle)
     if options.load_best_model_at_end and not (heldout and options.eval_steps):
