@@ -17,13 +17,7 @@ from trainers._worlds import SKEWED, UNIFORM, Finding, measured, network, optimu
 
 ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _make(name: str, options: Any) -> Any:

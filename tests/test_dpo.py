@@ -1,6 +1,5 @@
 """What DPO does on rows as they come: the loss goes down, weights count, relatives of it learn."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ PAIRS = [
     {"prompt": f"Say {w} twice.", "chosen": f"{w} {w}", "rejected": w} for w in ("cat", "dog", "owl", "猫", "fox")
 ] * 4
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _train(rows: list[dict[str, Any]], out: Path, **options: Any) -> list[Metric]:

@@ -1,22 +1,15 @@
 """`factory doctor --learn` tells what every trainer learned beside what is exact."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from factory.cli import main
 from factory.learns import proved, row
 from trainers._worlds import Finding
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_each_measurement_stands_beside_what_is_exact(capsys: pytest.CaptureFixture[str]) -> None:

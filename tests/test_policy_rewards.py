@@ -1,12 +1,10 @@
 """Rewards of PPO, GRPO and RLOO: what they take, and how what is wrong with them is told."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from factory import training
 from factory.engines.scripted import Scripted
@@ -15,13 +13,7 @@ from factory.records import Judgement, Verdict
 from factory.steps import load_step
 from tests.policy_help import WEAK, rows_of, series, trained, trainer
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 FUNCTIONS = {

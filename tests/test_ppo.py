@@ -3,12 +3,9 @@
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +21,14 @@ from factory.run import run
 from factory.spec import load_spec
 from factory.steps import load_step
 from factory.store import Store
+from tests.conftest import killed
 from tests.policy_help import ROWS, TRAINERS, WEAK, rows_of, series, trained, trainer
 from trainers._models import bare, load
 from trainers._policy_models import Pass, logps_and_entropies
 from trainers._policy_rows import prompts
 from trainers._rollouts import Drawing, drawn
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- rollouts --------------------------------------------------------------------------------------------------------
@@ -333,29 +325,12 @@ def test_two_processes_share_the_rollouts_out_and_equal_one(tmp_path: Path) -> N
         assert max(float((one[k] - two[k]).abs().max()) for k in one) < 2e-4
 
 
-_KILLED = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.policy_help import trained
-print("ready", flush=True)
-while True:
-    trained("ppo", Path(sys.argv[1]), max_steps=3, save_steps=1, max_completion_length=4)
-"""
-
-
 def test_a_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
     out = tmp_path / "m"
     options = {"max_steps": 3, "save_steps": 1, "max_completion_length": 4}
     trained("ppo", out, **options)
-    for wait in (0.3, 0.9):
-        process = subprocess.Popen([sys.executable, "-c", _KILLED, str(out)], cwd=Path(__file__).parent.parent,
-                                   stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    again = 'trained("ppo", out, max_steps=3, save_steps=1, max_completion_length=4)'
+    for after in (0.3, 0.9):
+        killed("from tests.policy_help import trained", again, out, after)
         assert bare(load(str(out)).model).config.model_type == "llama"
         trained("ppo", out, **options)  # and whatever state was left can be gone on from

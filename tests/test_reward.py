@@ -1,6 +1,5 @@
 """Reward models: dimensions, ensembles, scale, reports; and scores of steps."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,7 @@ from trainers._rows import encoded, side_by_side
 WEAK = resolve("mini-weak")
 WORDS = ("cat", "dog", "owl", "hat", "fox", "cup")
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _train(name: str, rows: list[dict[str, Any]], out: Path, **options: Any) -> dict[str, float]:

@@ -1,11 +1,8 @@
 """What must not change the result does not: micro-batches, processes, interruptions, caches, adapters."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from factory.engines.checkpoints import resolve
 from factory.errors import DataError
 from factory.records import Metric
 from factory.steps import load_step
+from tests.conftest import killed
 from trainers._batches import padded
 from trainers._models import bare, load, prepared, save, scores, token_logps
 from trainers._options import Training
@@ -33,13 +31,7 @@ ROWS = [
 Course = tuple[list[float], dict[str, torch.Tensor]]  # losses and weights
 TRAINERS = {"sft": 1e-3, "reward": 1e-3, "dpo": 1e-3}
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _step(name: str, **options: Any) -> Any:
@@ -231,28 +223,12 @@ def test_two_processes_equal_one(label: str, by_two: Path, tmp_path: Path) -> No
 
 # --- killed ----------------------------------------------------------------------------------------------------------
 
-_KILLED = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.test_trainers_equal import _data, _step
-print("ready", flush=True)
-while True:
-    list(_step("sft", max_steps=4, save_steps=1).train(_data("sft"), Path(sys.argv[1])))
-"""
-
 
 def test_a_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
     out = tmp_path / "m"
     _trained("sft", out)
-    for wait in (0.05, 0.4, 0.9, 1.5):
-        process = subprocess.Popen([sys.executable, "-c", _KILLED, str(out)], cwd=Path(__file__).parent.parent,
-                                   stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    again = 'list(_step("sft", max_steps=4, save_steps=1).train(_data("sft"), out))'
+    for after in (0.05, 0.4, 0.9, 1.5):
+        killed("from tests.test_trainers_equal import _data, _step", again, out, after)
         assert bare(load(str(out)).model).config.model_type == "llama"
         _trained("sft", out, save_steps=1)  # and whatever state was left can be gone on from

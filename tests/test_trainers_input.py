@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from factory.records import Completion, Judgement, Metric, Prompt, Step, Verdict
 from factory.steps import load_step, step_names
 from factory.store import Store
 from trainers._batches import IGNORED, bins, grouped, padded
-from trainers._chat import conversation
+from trainers._chat import answered, conversation
 from trainers._models import load, prepared, token_logps
 from trainers._options import Training
 from trainers._rows import encoded, supervised
@@ -32,13 +31,7 @@ ANSWERED = {"prompt": "Say owl.", "completion": "owl"}
 STEPS = {"prompt": "Add 1 and 2, then 3.", "steps": ["1 + 2 = 3", "3 + 3 = 6"], "labels": [1, 1]}
 ROW = {"sft": ANSWERED, "reward": PAIR, "dpo": PAIR, "process_reward": STEPS}
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _train(name: str, rows: list[dict[str, Any]], out: Path, **options: Any) -> list[Any]:
@@ -194,6 +187,50 @@ def test_every_assistant_turn_of_a_conversation_is_learned_with_its_end(name: st
     assert learned.replace(" ", "") == f"owl{end}猫头鹰{end}"
     whole = encoded([conversation(TALK, tokenizer, "row 1", assistant_only=False)], tokenizer)[0]
     assert (whole.labels != IGNORED).all()
+
+
+_GREETED = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nAnswer yes or no, as a user asks.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "greeted"])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("Say it.", ("as", "a")), ("i", ("m", "im")), ("yes", ("no", "yes")), ("user", ("assistant", "s")),
+     ("说", ("说", "a"))],
+)  # fmt: skip
+def test_short_answers_are_not_taken_from_headers_or_system_prompts(
+    name: str, asked: str, said: tuple[str, str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(WEAK)
+    tokenizer.chat_template = (TEMPLATES | {"greeted": _GREETED})[name] or tokenizer.chat_template
+    end = "<|endoftext|>" if name == "gemma" else "<|im_end|>"
+    turn = {"role": "user", "content": asked}
+    talk = [m for answer in said for m in (turn, {"role": "assistant", "content": answer})]
+    plain = [*talk[:-1], {"role": "assistant", "content": "QQ"}]
+    for text, other, learned in [
+        (conversation(talk, tokenizer, "row 1"), conversation(plain, tokenizer, "row 1"), list(said)),
+        (answered([turn], said[1], tokenizer, "row 1"), answered([turn], "QQ", tokenizer, "row 1"), [said[1]]),
+    ]:
+        assert [text.text[a:b] for a, b in text.learned] == [f"{answer}{end}" for answer in learned]
+        assert text.text[: text.learned[-1][0]] == other.text[: other.learned[-1][0]]
+
+
+def test_an_answer_in_the_form_that_the_template_gives_thoughts_is_learned_whole() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(WEAK)
+    tokenizer.chat_template = (  # as Qwen3's: thoughts are parted from the answer and put back, empty ones too
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n"
+        "{{ m.content.split('</think>')[0].split('<think>')[-1].strip() if '</think>' in m.content else '' }}\n</think>"
+        "\n\n{{ m.content.split('</think>')[-1].strip() }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    for content in ("<think>\nOne and one.\n</think>\n\n2", "think", "2"):
+        text = conversation([TALK[1], {"role": "assistant", "content": content}], tokenizer, "row 1")
+        shown = content if content.startswith("<think>") else f"<think>\n\n</think>\n\n{content}"
+        assert [text.text[a:b] for a, b in text.learned] == [f"{shown}<|im_end|>"]
 
 
 def test_whole_conversations_train(tmp_path: Path) -> None:
