@@ -7,7 +7,6 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,7 @@ WEAK = resolve("mini-weak")
 WORDS = ("cat", "dog", "owl", "hat", "fox", "cup")
 ROWS = [{"prompt": f"Say {w}.", "completion": f"{w} " * (1 + i % 4)} for i, w in enumerate(WORDS * 4)]
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _train(out: Path, rows: list[dict[str, Any]], name: str = "sft", **options: Any) -> dict[str, list[float]]:

@@ -44,7 +44,7 @@ from trainers._models import (
     save,
     weights_id,
     without_dropout,
-)  # fmt: skip
+)
 from trainers._policy_losses import Level, adapted, truncated_ratios
 from trainers._policy_models import Pass, critic_of, logps_and_entropies, reference_logps, reference_of, values_of
 from trainers._policy_options import PolicyTraining

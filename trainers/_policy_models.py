@@ -24,7 +24,7 @@ from trainers._models import (
     packs,
     scores,
     without_dropout,
-)  # fmt: skip
+)
 from trainers._options import Training
 from trainers._policy_losses import entropy_of
 from trainers._rollouts import Floats, Rollout
