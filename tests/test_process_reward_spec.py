@@ -22,8 +22,8 @@ def _small(folder: Path) -> Path:
         ("templates/", f"{SPECS}/templates/"),
         ("rewards/", f"{SPECS}/rewards/"),
         ("n: 8", "n: 4"),
-        ("num_train_epochs: 3", "max_steps: 2"),
-        ("max_steps: 40", "max_steps: 1"),
+        ("num_train_epochs: 4", "max_steps: 2"),
+        ("max_steps: 30", "max_steps: 1"),
     ):
         assert old in text, old
         text = text.replace(old, new)
