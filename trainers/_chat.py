@@ -42,9 +42,10 @@ def answered(prompt: Turns, answer: str, tokenizer: Any, where: str, before: str
     if tokenizer.chat_template is None:
         text = before + answer + tokenizer.eos_token
         return Text(text, ((len(before), len(text)),))
-    text = _rendered([*prompt, {"role": "assistant", "content": answer}], tokenizer, where)
-    start = len(before) if text.startswith(before) else text.rfind(answer.strip())
-    if start < 0 or answer.strip() not in text[start:]:
+    whole = [*prompt, {"role": "assistant", "content": answer}]
+    text = _rendered(whole, tokenizer, where)
+    start = len(before) if text.startswith(before) else _answer(whole, len(prompt), text, tokenizer, where)[0]
+    if answer.strip() not in text[start:]:
         raise _changed(where)
     end = _turn_end(text, start + len(answer.strip()), tokenizer)
     if end is None:  # a template that does not end the turn: the model must still learn to stop
@@ -60,24 +61,18 @@ def conversation(messages: Turns, tokenizer: Any, where: str, assistant_only: bo
     text = _rendered(messages, tokenizer, where)
     if not assistant_only:
         return Text(text, ((0, len(text)),))
-    spans, cursor = list[tuple[int, int]](), 0
+    spans = list[tuple[int, int]]()
     for number, message in enumerate(messages):
-        start = text.find(message["content"].strip(), cursor)
-        if start < 0:
-            if message["role"] != "assistant":
-                continue  # a template may leave out or rewrite what it is told, not what is learned
-            raise _changed(where)
-        cursor = start + len(message["content"].strip())
-        if message["role"] == "assistant":
-            start = _answer_start(messages[:number], text, start, tokenizer, where)
-            end = _turn_end(text, cursor, tokenizer)
-            if end is None and number < len(messages) - 1:
-                raise DataError(
-                    f"{where}: the chat template does not end assistant turns, so a model could not learn to stop"
-                )
-            text = text if end is not None else text + tokenizer.eos_token
-            spans.append((start, end or len(text)))
-            cursor = spans[-1][1]
+        if message["role"] != "assistant":
+            continue
+        start, behind = _answer(messages, number, text, tokenizer, where)
+        end = _turn_end(text, behind, tokenizer)
+        if end is None and number < len(messages) - 1:
+            raise DataError(
+                f"{where}: the chat template does not end assistant turns, so a model could not learn to stop"
+            )
+        text = text if end is not None else text + tokenizer.eos_token
+        spans.append((start, end or len(text)))
     if not spans:
         raise DataError(f"{where}: no assistant turn to learn; filter such rows")
     return Text(text[: spans[-1][1]], tuple(spans))
@@ -92,12 +87,26 @@ def stepwise(prompt: Turns, steps: Sequence[str], tokenizer: Any, where: str) ->
     return Text(before, (), tuple(marks))
 
 
-def _answer_start(earlier: Turns, text: str, found: int, tokenizer: Any, where: str) -> int:
-    """Where the generation prompt ends, if the template renders it alike; else where the answer's text begins."""
-    if not earlier:
-        return found
-    before = _rendered(earlier, tokenizer, where, add_generation_prompt=True)
-    return len(before) if text.startswith(before) and len(before) <= found else found
+def _answer(messages: Turns, number: int, text: str, tokenizer: Any, where: str) -> tuple[int, int]:
+    """Where the answer `number` begins to be learned in the rendering of all messages, and where its text ends.
+
+    Its text is never searched for: a short one stands in role headers and system prompts too.
+    """
+    before = _rendered(messages[:number], tokenizer, where, add_generation_prompt=True) if number else ""
+    begun, answer = text.startswith(before), messages[number]["content"].strip()
+    for place in [_place(messages, number, text, tokenizer, where), *([len(before)] if begun else [])]:
+        behind = place + len(text[place:]) - len(text[place:].lstrip())
+        if text.startswith(answer, behind):
+            return len(before) if number and begun and len(before) <= behind else behind, behind + len(answer)
+    raise _changed(where)
+
+
+def _place(messages: Turns, number: int, text: str, tokenizer: Any, where: str) -> int:
+    """Where a message's content begins: where the rendering changes once another stands in its place."""
+    other = next(mark for mark in ("\ue000", "\ue001") if not messages[number]["content"].strip().startswith(mark))
+    changed = [*messages[:number], messages[number] | {"content": other}, *messages[number + 1 :]]
+    pairs = zip(text, _rendered(changed, tokenizer, where), strict=False)
+    return next((place for place, (one, another) in enumerate(pairs) if one != another), len(text))
 
 
 def _turn_end(text: str, start: int, tokenizer: Any) -> int | None:
