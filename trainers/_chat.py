@@ -60,7 +60,7 @@ def conversation(messages: Turns, tokenizer: Any, where: str, assistant_only: bo
         raise DataError(f"{where}: the base has no chat template: give columns prompt and completion instead")
     text = _rendered(messages, tokenizer, where)
     if not assistant_only:
-        return Text(text, ((0, len(text)),))
+        return Text(text.rstrip(), ((0, len(text.rstrip())),))  # up to the end of the turn
     spans = list[tuple[int, int]]()
     for number, message in enumerate(messages):
         if message["role"] != "assistant":

@@ -68,7 +68,7 @@ class Training:
     fsdp: bool = False
     """Several processes share the weights out (FSDP2) instead of holding all of them each (DDP)."""
     eval_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the rows held out, for `eval_loss` before, after, and every `eval_steps`."""
+    """Share of the rows held out, whole prompts at a time, for `eval_loss` before, after, and every `eval_steps`."""
     eval_steps: int = Field(default=0, ge=0)
     """The held-out rows are measured every so many steps (0: only before and after)."""
     load_best_model_at_end: bool = False

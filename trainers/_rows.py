@@ -1,8 +1,10 @@
 """From rows of text to tokens. A row that cannot be used becomes a verdict that says why."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from itertools import islice, pairwise
+from random import Random
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,17 +24,19 @@ class Skip(Exception):
 
 
 class Read(NamedTuple, Generic[Item]):
-    """The items of the rows, the verdicts on those that were left out, and a hash of all tokens and labels."""
+    """The items of the rows, the verdicts on those that were left out, a hash of all items, and what each was asked."""
 
     items: list[Item]
     skipped: list[Verdict]
     digest: str
+    prompts: list[str]
 
 
 def read(rows: Iterable[Row], parse: Callable[[Row, str], Sequence[Text]], build: Callable[[Row, list[Example]], Item],
          tokenizer: Any, max_length: int, trainer: str) -> Read[Item]:  # fmt: skip
     """Parse each row to texts, tokenise them, and build an item. Raises DataError where no row is left."""
     found, skipped, numbered, digest = list[Item](), list[Verdict](), enumerate(rows, 1), blake2b(digest_size=16)
+    prompts = list[str]()
     while chunk := list(islice(numbered, _CHUNK)):
         parsed = list[tuple[Row, Sequence[Text]]]()
         for number, row in chunk:
@@ -47,13 +51,14 @@ def read(rows: Iterable[Row], parse: Callable[[Row, str], Sequence[Text]], build
                 skipped.append(_verdict(row, trainer, "too_long"))
             else:
                 found.append(build(row, examples))
+                prompts.append(_asks(row))
                 digest.update(b"".join(e.ids.tobytes() + e.labels.tobytes() for e in examples))
     if not found:
         reasons = ", ".join(sorted({v.reason for v in skipped})) or "there are none"
         raise DataError(
             f"no row fits into max_length={max_length} tokens and is whole ({reasons}): raise it, or look at the rows"
         )
-    return Read(found, skipped, digest.hexdigest())
+    return Read(found, skipped, digest.hexdigest(), prompts)
 
 
 def encoded(texts: Sequence[Text], tokenizer: Any) -> list[Example]:
@@ -114,6 +119,15 @@ def _verdict(row: Row, trainer: str, reason: str) -> Verdict:
 def prompt_of(row: Row) -> Any:
     """The prompt: as messages, if the row has them."""
     return row.get("messages") or row.get("prompt")
+
+
+def _asks(row: Row) -> str:
+    """What a row asks, as a key: all before its answers; of a whole conversation what stands before its first."""
+    said = next((row[n] for n in ("messages", "prompt", "chosen") if row.get(n)), None) or row["completions"][0]
+    given = turns(said) if row.get("messages") or row.get("prompt") else said[:-1]
+    if not any(row.get(n) for n in ("completion", "completions", "chosen", "steps")):
+        given = given[: next(i for i, m in enumerate(given) if m["role"] == "assistant")]
+    return content_id(*(m[part] for m in given for part in ("role", "content")))
 
 
 def text_of(value: Any) -> str:
@@ -190,10 +204,18 @@ def shown(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 def held_out(
-    items: Sequence[Item], fraction: float, shuffle: Callable[[list[Item]], None]
+    items: Sequence[Item], prompts: Sequence[str], fraction: float, seed: int
 ) -> tuple[list[Item], list[Item]]:
-    """The items to train on, and those held out."""
-    order = list(items)
-    shuffle(order)
-    held = min(round(len(order) * fraction), len(order) - 1)
-    return order[held:], order[:held]
+    """The items to train on, and those held out: whole prompts, drawn until they make up the share.
+
+    A prompt with more rows than the share and than half of all rows is never drawn, so that something is left to learn.
+    """
+    order = list(zip(items, prompts, strict=True))
+    Random(seed).shuffle(order)
+    rows = Counter(prompts)
+    wanted, count, drawn = min(round(len(order) * fraction), len(order) - 1), 0, set[str]()
+    for prompt in dict.fromkeys(prompt for _, prompt in order):
+        if count < wanted and count + rows[prompt] <= max(wanted, len(order) / 2):
+            drawn.add(prompt)
+            count += rows[prompt]
+    return [i for i, prompt in order if prompt not in drawn], [i for i, prompt in order if prompt in drawn]

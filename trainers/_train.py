@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -14,18 +13,20 @@ from trainers._loop import Learner, Task, optimise
 from trainers._models import Loaded, prepared, save, weights_id
 from trainers._options import Training
 from trainers._ranks import put_together
-from trainers._rows import held_out
 from trainers._state import State
 
 Finish = Callable[[Learner, Sequence[Any], Sequence[Any]], Iterator[Metric]]  # learner, held-out and other items
 
 
-def trained(loaded: Loaded, items: Sequence[Any], digest: str, task: Task, options: Training,
+def trained(loaded: Loaded, split: tuple[Sequence[Any], Sequence[Any]], digest: str, task: Task, options: Training,
             out: Path, finish: Finish | None = None) -> Iterator[Metric]:  # fmt: skip
-    """Train `loaded` on the items and write the checkpoint to `out`; goes on from a state that was left beside it."""
+    """Train `loaded` on the split's items, measure on those it holds out, and write the checkpoint to `out`.
+
+    Goes on from a state that was left beside it.
+    """
     refuse_foreign(out, options.base)
     identity = content_id(weights_id(loaded.model), options, digest)
-    rows, heldout = held_out(items, options.eval_fraction, Random(options.seed).shuffle)
+    rows, heldout = split
     if options.load_best_model_at_end and not (heldout and options.eval_steps):
         raise DataError("load_best_model_at_end needs eval_fraction and eval_steps, to measure what is best")
     torch.manual_seed(options.seed)  # new adapters

@@ -73,6 +73,7 @@ class Dpo(Training):
         from trainers._models import check_head, load, without_dropout
         from trainers._preferences import collated, ranked, width
         from trainers._reference import referenced
+        from trainers._rows import held_out
         from trainers._train import trained
 
         self._check()
@@ -94,7 +95,8 @@ class Dpo(Training):
         # 3. The optimisation and the checkpoint.
         pad = loaded.tokenizer.pad_token_id
         task = Task(lambda rows: collated(rows, pad), _totals, self._loss(), width, lambda item: item.key)
-        yield from trained(loaded, items, found.digest, task, self, out)
+        split = held_out(items, found.prompts, self.eval_fraction, self.seed)
+        yield from trained(loaded, split, found.digest, task, self, out)
 
     def preview(self, data: "datasets.Dataset") -> Iterator[list[tuple[str, bool]]]:
         """The answers as they will be compared, in pieces that count and that do not."""

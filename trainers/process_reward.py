@@ -57,7 +57,7 @@ class ProcessReward(Training):
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate; LoRA wants about ten times that of full training."""
     eval_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the rows held out for `eval_accuracy`."""
+    """Share of the rows held out for `eval_accuracy`, whole prompts at a time."""
     reduce: Literal["min", "product"] = "min"
     """How the score of an answer is made of those of its steps."""
 
@@ -67,6 +67,7 @@ class ProcessReward(Training):
 
         from trainers._loop import Task
         from trainers._models import load, without_dropout
+        from trainers._rows import held_out
         from trainers._train import trained
 
         # 1. Rows to steps.
@@ -82,7 +83,8 @@ class ProcessReward(Training):
         task = Task(
             lambda items: _collated(items, pad), _totals, _loss, lambda i: len(i.text.ids), lambda i: i.text.key
         )
-        yield from trained(loaded, found.items, found.digest, task, self, out)
+        split = held_out(found.items, found.prompts, self.eval_fraction, self.seed)
+        yield from trained(loaded, split, found.digest, task, self, out)
 
     def preview(self, data: "datasets.Dataset") -> Iterator[list[tuple[str, bool]]]:
         """The answers, in pieces; a step is judged at its line break."""

@@ -37,7 +37,7 @@ class Reward(Training):
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate; LoRA wants about ten times that of full training."""
     eval_fraction: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the rows held out: accuracy, calibration and length bias are measured on them."""
+    """Share of the rows held out, whole prompts at a time, to measure accuracy, calibration and length bias."""
     center_rewards_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the squared sum of a pair's rewards; 0.01 keeps them about zero and shrinks them a little."""
     margin_scale: float = 1.0
@@ -55,6 +55,7 @@ class Reward(Training):
         from trainers._models import load, without_dropout
         from trainers._preferences import collated, ranked, weight, width
         from trainers._reward_report import report
+        from trainers._rows import held_out
         from trainers._train import trained
 
         # 1. Rows to rankings.
@@ -70,7 +71,8 @@ class Reward(Training):
         loss = _loss(self.center_rewards_coefficient, self.ensemble)
         task = Task(lambda rows: collated(rows, pad), weight, loss, width,
                     lambda item: item.key)  # fmt: skip
-        yield from trained(loaded, items, found.digest, task, self, out, report(self.ensemble, self.dimensions))
+        split = held_out(items, found.prompts, self.eval_fraction, self.seed)
+        yield from trained(loaded, split, found.digest, task, self, out, report(self.ensemble, self.dimensions))
 
     def preview(self, data: "datasets.Dataset") -> Iterator[list[tuple[str, bool]]]:
         """The answers as they will be compared, in pieces that count and that do not."""

@@ -47,7 +47,7 @@ class Sft(Training):
         """Train and write the checkpoint to `out`. Metrics under TRL's names; loss is in nats per token."""
         from trainers._loop import Task
         from trainers._models import check_head, load
-        from trainers._rows import supervised
+        from trainers._rows import held_out, supervised
         from trainers._train import trained
 
         _check_columns(data.column_names)
@@ -62,8 +62,9 @@ class Sft(Training):
         # 2. The optimisation and the checkpoint.
         pad = loaded.tokenizer.pad_token_id
         task = Task(_layout(self.packing, pad), _totals, _loss(self.neftune_noise_alpha), _length, lambda i: i[0].key)
-        items = _packs(found.items, self.max_length) if self.packing else [(e,) for e in found.items]
-        yield from trained(loaded, items, found.digest, task, self, out)
+        split = held_out(found.items, found.prompts, self.eval_fraction, self.seed)
+        rows, heldout = (_packs(part, self.max_length) if self.packing else [(e,) for e in part] for part in split)
+        yield from trained(loaded, (rows, heldout), found.digest, task, self, out)
 
     def preview(self, data: "datasets.Dataset") -> Iterator[list[tuple[str, bool]]]:
         """The rows as they will be learned, in pieces that count and that do not."""
