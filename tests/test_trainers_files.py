@@ -1,17 +1,25 @@
-"""Trainers replace the checkpoints that they wrote, and nothing else."""
+"""Checkpoints: trainers replace those that they wrote and nothing else, and read whole ones only."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from factory.engines.checkpoints import resolve
-from factory.errors import DataError
+from factory.errors import DataError, EngineError
 from factory.model_card import ModelCard, write_card
+from factory.records import Prompt, user
+from factory.rewards import Model, Sample
+from factory.scorers import opened
 from factory.steps import load_step
+from trainers._models import Kind, load
 
 WEAK = resolve("mini-weak")
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = [{"prompt": f"Say {w}.", "completion": w} for w in ("cat", "dog", "owl", "fox")]
 
 
@@ -49,3 +57,38 @@ def test_a_checkpoint_from_before_there_was_a_mark_is_known_by_its_card(tmp_path
     write_card(ModelCard("sft", {"base": WEAK}, "SELECT 1", "s", 1, "0", {}, {}), out)
     _train(out, max_steps=1)
     assert (out / "checkpoint.json").exists()
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def holes(tmp_path: Path) -> Path:
+    """A checkpoint that lacks one of its tensors, as after a broken copy of one shard."""
+    shutil.copytree(WEAK, tmp_path / "holes")
+    weights = load_file(tmp_path / "holes" / "model.safetensors")
+    del weights[next(name for name in weights if "layers.1.mlp.down" in name)]
+    save_file(weights, tmp_path / "holes" / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "holes"
+
+
+@pytest.mark.parametrize("kind", ["causal", "sequence", "token"])
+def test_weights_that_are_missing_are_not_drawn_at_random(kind: Kind, holes: Path) -> None:
+    assert load(WEAK, kind).model is not None, "a new head of scores alone is none of them"
+    with pytest.raises(EngineError, match=r"1 of its weights are missing or of another shape \(model\.layers\.1\.mlp"):
+        load(str(holes), kind)
+
+
+def test_a_reward_model_without_its_head_gives_no_scores(tmp_path: Path) -> None:
+    """A language model has no head of scores; one of noise would rank answers as well."""
+    score = opened(Model(model=WEAK))
+    with pytest.raises(EngineError, match=r"it lacks weights \(score\.weight\)"):
+        score([Sample.of(Prompt((user("Say cat."),), "test"), "cat")])
+
+
+def test_weights_in_pickles_are_not_read(tmp_path: Path) -> None:
+    shutil.copytree(WEAK, tmp_path / "old")
+    torch.save(load_file(tmp_path / "old" / "model.safetensors"), tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    with pytest.raises(EngineError, match="safetensors"):
+        load(str(tmp_path / "old"))

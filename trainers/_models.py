@@ -40,7 +40,8 @@ def load(base: str, kind: Kind = "causal", heads: int = 1, attention: str | None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = _device()
-    options: dict[str, Any] = {"dtype": torch.float32} | ({"attn_implementation": attention} if attention else {})
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    options |= {"attn_implementation": attention} if attention else {}
     if kind != "causal" and heads:
         options |= {"num_labels": heads, "ignore_mismatched_sizes": True}
     tokenizer = load_tokenizer(base)
@@ -54,6 +55,7 @@ def load(base: str, kind: Kind = "causal", heads: int = 1, attention: str | None
         raise EngineError(
             f"cannot load base model {base!r}: its weights are damaged ({error}); copy it anew"
         ) from error
+    _refuse_holes(base, told, kind)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if kind != "causal" and _is_new(told):
         _start_head(model)
@@ -94,6 +96,15 @@ def _set_pad(tokenizer: Any) -> None:
             *tokenizer.added_tokens_encoder,
         )
         tokenizer.pad_token = next((t for t in others if t and t != tokenizer.eos_token), tokenizer.eos_token)
+
+
+def _refuse_holes(base: str, told: dict[str, Any], kind: Kind) -> None:
+    """A head of scores may be new; what else is missing would be drawn at random, and trained as if it were known."""
+    found = [*told.get("missing_keys", ()), *(key for key, *_ in told.get("mismatched_keys", ()))]
+    holes = sorted(str(key) for key in found if kind == "causal" or "score" not in str(key))
+    if holes:
+        raise EngineError(f"cannot load base model {base!r}: {len(holes)} of its weights are missing or of another "
+                          f"shape ({', '.join(holes[:2])}): copy it anew")  # fmt: skip
 
 
 def _is_new(told: dict[str, Any]) -> bool:
