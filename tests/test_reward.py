@@ -111,7 +111,7 @@ def test_repeats_in_a_ranking_count_once_and_what_orders_nothing_is_told(tmp_pat
     assert {v.evidence_id: v.reason for v in found.skipped} == {
         "same": "same_sides", "ties": "no_order", "blank": "empty_side",
     }  # fmt: skip
-    with pytest.raises(DataError, match="row odd: 2 completions, but 1 scores"):
+    with pytest.raises(DataError, match="row 1: 2 completions, but 1 scores"):
         ranked([row(["yes", "no"], [1.0], "odd")], ["completions"], load_tokenizer(WEAK), 99, "reward")
 
 

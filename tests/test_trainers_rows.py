@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from factory.engines.checkpoints import resolve
+from factory.errors import DataError
 from trainers._models import load_tokenizer
 from trainers._preferences import ranked
 from trainers._rows import held_out, supervised
@@ -54,3 +55,32 @@ def test_something_is_left_to_learn_whatever_is_held_out(prompts: list[str], fra
     for seed in range(5):
         trained, heldout = held_out(prompts, prompts, fraction, seed)
         assert (len(trained), len(heldout)) == (len(prompts) - held, held)
+
+
+def test_scores_say_which_answer_is_better_wherever_it_stands() -> None:
+    rows = [
+        {"prompt": "说", "completions": ["坏", "好"], "scores": [0, 1]},
+        {"prompt": "say", "completions": ["a", "b"]},
+    ]
+    found = ranked(rows, ["completions", "scores"], TOKENIZER, 100, "dpo").items
+    assert [[_said(e).split("assistant\n")[1][0] for e in item.answers] for item in found] == [["好", "坏"], ["a", "b"]]
+    assert [item.ranks[0] > item.ranks[1] for item in found] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [([1.0, float("nan")], "row 2: its scores are"), ([None, 1.0], "row 2: its scores are"),
+     ([1.0], "row 2: 2 completions, but 1 scores")],
+)  # fmt: skip
+def test_scores_that_order_nothing_are_told_with_their_row(scores: list[Any], said: str) -> None:
+    rows = [{"prompt": "say", "completions": ["a", "b"], "scores": s} for s in ([1.0, 0.0], scores)]
+    for trainer in ("reward", "dpo"):
+        with pytest.raises(DataError, match=said):
+            ranked(rows, ["completions"], TOKENIZER, 100, trainer)
+
+
+def test_dpo_refuses_more_than_two_answers_and_says_what_to_give() -> None:
+    rows = [{"prompt": "say", "completions": ["a", "b", "b"]}, {"prompt": "say", "completions": ["a", "b", "c"]}]
+    with pytest.raises(DataError, match=r"row 2: dpo compares two answers, and this row has 3.*AS rejected"):
+        ranked(rows, ["completions"], TOKENIZER, 100, "dpo")
+    assert len(ranked(rows, ["completions"], TOKENIZER, 100, "reward").items) == 2

@@ -1,6 +1,7 @@
 """Preference rows to items: pairs of answers, and whole rankings, with their weights and margins."""
 
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -66,19 +67,24 @@ def ranked(rows: Iterable[Row], names: Sequence[str], tokenizer: Any, max_length
         )
 
     def parse(row: Row, where: str) -> list[Text]:
-        answers = tuple(_ranking(row)) if listed else (row["chosen"], row["rejected"])
+        answers = tuple(_ranking(row, where)) if listed else (row["chosen"], row["rejected"])
+        if trainer == "dpo" and len(answers) != 2:
+            raise DataError(
+                f"{where}: dpo compares two answers, and this row has {len(answers)} that differ. Give pairs, as the "
+                "view `pairs` does, or the first and the last: completions[1] AS chosen, completions[-1] AS rejected"
+            )
         return side_by_side(row, answers, tokenizer, where)
 
     def build(row: Row, found: list[Example]) -> Ranked:
-        ranks = tuple(_ranking(row).values()) if listed else (1.0, 0.0)
+        ranks = tuple(_ranking(row, key_of(row)).values()) if listed else (1.0, 0.0)
         weight, margin = number(row, "weight", 1.0), margin_scale * number(row, "margin", 0.0)
         return Ranked(tuple(found), ranks, weight, margin, str(row.get("aspect") or ""), found[0].key)
 
     return read(rows, parse, build, tokenizer, max_length, trainer)
 
 
-def _ranking(row: Row) -> dict[str, float]:
-    """The distinct answers of a row in their order, with their ranks: best first, or by scores.
+def _ranking(row: Row, where: str) -> dict[str, float]:
+    """The distinct answers of a row, best first, with their ranks: by their scores, else in the order they come in.
 
     Samples of one prompt repeat themselves; a repeat counts once, with the mean of its scores. Raises Skip where no
     answer is better than another.
@@ -86,7 +92,9 @@ def _ranking(row: Row) -> dict[str, float]:
     texts = [text_of(answer) for answer in row["completions"]]
     scores = row.get("scores") or range(len(texts), 0, -1)
     if len(scores) != len(texts):
-        raise DataError(f"row {key_of(row) or row}: {len(texts)} completions, but {len(scores)} scores")
+        raise DataError(f"{where}: {len(texts)} completions, but {len(scores)} scores: each needs one")
+    if any(score is None or not isfinite(score) for score in scores):
+        raise DataError(f"{where}: its scores are {list(scores)}; leave out answers without a score")
     given: dict[str, list[float]] = {}
     for text, score in zip(texts, scores, strict=True):
         given.setdefault(text, []).append(float(score))
@@ -95,7 +103,7 @@ def _ranking(row: Row) -> dict[str, float]:
     ranks = {text: fmean(found) for text, found in given.items()}
     if len(set(ranks.values())) < 2:
         raise Skip("no_order")
-    return ranks
+    return dict(sorted(ranks.items(), key=lambda found: -found[1]))
 
 
 def collated(items: Sequence[Ranked], pad: int) -> RankedBatch:

@@ -134,11 +134,13 @@ class Dpo(Training):
             logps, hits = _compared(model, batch, self._needs_reference)
             settings = Pairing(self.beta, self.label_smoothing, self.simpo_gamma, batch.margins)
             weights = batch.weights[:, 0]
-            total = logps.chosen.new_zeros(())
+            total, whole = logps.chosen.new_zeros(()), max(totals["weight"], 1e-9)
             for name, share in terms:
-                total = total + share * (PAIR_LOSSES[name](logps, settings) * weights).sum() / totals["weight"]
+                total = total + share * (PAIR_LOSSES[name](logps, settings) * weights).sum() / max(
+                    totals["weight"], 1e-9
+                )
             if likelihood:
-                total = total - likelihood * (logps.chosen * weights).sum() / totals["chosen_tokens"]
+                total = total - likelihood * (logps.chosen * weights).sum() / max(totals["chosen_tokens"], 1e-9)
             return total, _told(logps, hits, self.beta)
 
         return loss
