@@ -336,8 +336,8 @@ def _load(name: str) -> tuple[Any, Any, str]:
     except (OSError, ValueError) as error:
         raise EngineError(f"cannot load reward model {name!r}: {str(error).strip().splitlines()[0]}") from error
     if holes := sorted(map(str, [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())])):
-        raise EngineError(f"cannot load reward model {name!r}: it lacks weights ({', '.join(holes[:2])}), which would "
-                          "be drawn at random: train it with `factory train reward`, or copy it anew")  # fmt: skip
+        raise EngineError(f"{name!r} lacks weights ({', '.join(holes[:2])}), which would be drawn at random: it is no "
+                          "reward model, or a damaged copy of one")  # fmt: skip
     if model.config.num_labels != 1 and not getattr(model.config, "reward_scale", None):
         raise EngineError(f"{name!r} has {model.config.num_labels} labels and no reward_scale: it is no reward model")
     if tokenizer.pad_token_id is None:

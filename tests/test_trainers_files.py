@@ -82,7 +82,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(kind: Kind, holes: Pat
 def test_a_reward_model_without_its_head_gives_no_scores(tmp_path: Path) -> None:
     """A language model has no head of scores; one of noise would rank answers as well."""
     score = opened(Model(model=WEAK))
-    with pytest.raises(EngineError, match=r"it lacks weights \(score\.weight\)"):
+    with pytest.raises(EngineError, match=r"lacks weights \(score\.weight\).* it is no reward model"):
         score([Sample.of(Prompt((user("Say cat."),), "test"), "cat")])
 
 
