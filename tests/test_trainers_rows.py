@@ -1,17 +1,25 @@
 """Rows to items: what is held out, how answers are ordered, which numbers and shapes are refused, what resume heeds."""
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from factory.engines.checkpoints import resolve
 from factory.errors import DataError
+from factory.records import Metric
+from factory.steps import load_step
 from trainers._models import load_tokenizer
 from trainers._preferences import ranked
-from trainers._rows import held_out, supervised
+from trainers._rows import Read, held_out, supervised
+from trainers.process_reward import _collated, _read, _totals
 
-TOKENIZER = load_tokenizer(resolve("mini-weak"))
+WEAK = resolve("mini-weak")
+TOKENIZER = load_tokenizer(WEAK)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _said(item: Any) -> str:
@@ -84,3 +92,90 @@ def test_dpo_refuses_more_than_two_answers_and_says_what_to_give() -> None:
     with pytest.raises(DataError, match=r"row 2: dpo compares two answers, and this row has 3.*AS rejected"):
         ranked(rows, ["completions"], TOKENIZER, 100, "dpo")
     assert len(ranked(rows, ["completions"], TOKENIZER, 100, "reward").items) == 2
+
+
+# --- numbers, names and shapes ---------------------------------------------------------------------------------------
+
+TURNS = [{"role": "user", "content": "Say owl."}]
+GOOD: dict[str, dict[str, Any]] = {
+    "sft": {"prompt": "Say owl.", "completion": "owl"},
+    "dpo": {"prompt": "Say owl.", "chosen": "owl", "rejected": "cat"},
+    "process_reward": {"prompt": "Add.", "steps": ["1", "2"], "labels": [1, 0]},
+}
+
+
+class _Rows(list[dict[str, Any]]):
+    """Rows that name their columns, as a dataset does, also where a column holds what no dataset would."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self[0])
+
+
+def _items(trainer: str, rows: list[dict[str, Any]]) -> Read[Any]:
+    if trainer == "sft":
+        return supervised(rows, TOKENIZER, 100)
+    if trainer == "dpo":
+        return ranked(rows, list(rows[0]), TOKENIZER, 100, "dpo", 1.0)
+    read: Read[Any] = _read(_Rows(rows), TOKENIZER, 100)
+    return read
+
+
+@pytest.mark.parametrize("trainer", GOOD)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weight": -1.0}, r"row bad: its weight is -1.0, which is below 0; filter it: WHERE weight >= 0"),
+        ({"weight": "high"}, "row bad: its weight is 'high'; filter it"),
+        ({"prompt": 7}, "row 2: .7. is no text"),
+        ({"prompt": [{"from": "human", "value": "a"}]}, "row 2: .*is no text and no list of messages"),
+        ({"prompt": [{"role": "user", "content": None}]}, "row 2: the message .* has no text"),
+    ],
+)
+def test_what_no_row_may_hold_is_told_with_the_row(trainer: str, change: dict[str, Any], said: str) -> None:
+    good = GOOD[trainer]
+    with pytest.raises(DataError, match=said):
+        _items(trainer, [good | {"weight": 1.0, "id": "good"}, good | {"id": "bad"} | change])
+
+
+def test_step_labels_that_are_no_numbers_are_told_with_the_row() -> None:
+    with pytest.raises(DataError, match="row 2: it has not the shape that is needed .*could not convert.*good"):
+        _items("process_reward", [GOOD["process_reward"], GOOD["process_reward"] | {"labels": ["good", "bad"]}])
+
+
+@pytest.mark.parametrize("trainer", GOOD)
+def test_rows_without_an_id_are_called_by_their_number(trainer: str) -> None:
+    with pytest.raises(DataError, match="row 2: its weight"):
+        _items(trainer, [GOOD[trainer], GOOD[trainer] | {"weight": -1.0}])
+    found = _items(trainer, [GOOD[trainer]] * 3).items[2]
+    assert getattr(found, "key", None) == "3" or found.text.key == "3"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "change"),
+    [("sft", {"weight": 2.0}), ("dpo", {"weight": 2.0}), ("dpo", {"margin": 2.0}), ("dpo", {"aspect": "kind"}),
+     ("process_reward", {"labels": [0, 1]}), ("process_reward", {"weight": 0.5})],
+)  # fmt: skip
+def test_the_digest_that_a_state_is_known_by_covers_all_of_an_item(trainer: str, change: dict[str, Any]) -> None:
+    once, again, other = (_items(trainer, [GOOD[trainer] | more]).digest for more in ({}, {}, change))
+    assert once == again != other
+
+
+def test_the_digest_covers_scores() -> None:
+    row = {"prompt": "say", "completions": ["a", "b"]}
+    rows = [row | {"scores": scores} for scores in ([1.0, 0.0], [0.0, 1.0], [2.0, 0.0])]
+    assert len({ranked([row], ["completions"], TOKENIZER, 99, "reward").digest for row in rows}) == 3
+
+
+def test_a_heavy_row_counts_for_more_among_steps() -> None:
+    good = GOOD["process_reward"]
+    items = _items("process_reward", [good | {"weight": 3.0}, good | {"prompt": "说"}]).items
+    assert _totals(items) == {"steps": 8.0}
+    assert _collated(items, 0).weights.tolist() == [3.0, 3.0, 1.0, 1.0]
+
+
+def test_a_step_of_weightless_pairs_is_no_error(tmp_path: Path) -> None:
+    options = {"base": WEAK, "bf16": False, "max_steps": 1, "beta": 0.1, "logging_steps": 1}
+    rows = datasets.Dataset.from_list([GOOD["dpo"] | {"weight": 0.0}])
+    found = list(load_step("train", "dpo", options).train(rows, tmp_path / "m"))
+    assert [r.value for r in found if isinstance(r, Metric) and r.name == "loss"] == [0.0]

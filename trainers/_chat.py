@@ -26,6 +26,11 @@ def turns(value: Any) -> Turns:
     """A conversation of a string (one user turn) or of messages."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
+    if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
+        raise DataError(f"{str(value)[:80]!r} is no text and no list of messages with `role` and `content`; rename "
+                        "their fields, or `factory import` the file: it knows other spellings")  # fmt: skip
+    if wrong := next((m for m in value if not isinstance(m["content"], str) or not isinstance(m["role"], str)), None):
+        raise DataError(f"the message {str(wrong)[:80]} has no text as its `role` or `content`")
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 

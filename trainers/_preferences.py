@@ -11,7 +11,7 @@ from torch import Tensor
 from factory.errors import DataError
 from trainers._batches import Batch, Example, grouped
 from trainers._chat import Text
-from trainers._rows import Read, Row, Skip, key_of, number, read, side_by_side, text_of
+from trainers._rows import Read, Row, Skip, key_of, number, read, side_by_side, text_of, weight_of
 
 _PAIRS = "SELECT question AS prompt, good AS chosen, bad AS rejected ..."
 
@@ -77,7 +77,7 @@ def ranked(rows: Iterable[Row], names: Sequence[str], tokenizer: Any, max_length
 
     def build(row: Row, found: list[Example]) -> Ranked:
         ranks = tuple(_ranking(row, key_of(row)).values()) if listed else (1.0, 0.0)
-        weight, margin = number(row, "weight", 1.0), margin_scale * number(row, "margin", 0.0)
+        weight, margin = weight_of(row), margin_scale * number(row, "margin", 0.0)
         return Ranked(tuple(found), ranks, weight, margin, str(row.get("aspect") or ""), found[0].key)
 
     return read(rows, parse, build, tokenizer, max_length, trainer)

@@ -1,9 +1,11 @@
 """From rows of text to tokens. A row that cannot be used becomes a verdict that says why."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice, pairwise
+from math import inf, isfinite, nan
 from random import Random
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -38,27 +40,50 @@ def read(rows: Iterable[Row], parse: Callable[[Row, str], Sequence[Text]], build
     found, skipped, numbered, digest = list[Item](), list[Verdict](), enumerate(rows, 1), blake2b(digest_size=16)
     prompts = list[str]()
     while chunk := list(islice(numbered, _CHUNK)):
-        parsed = list[tuple[Row, Sequence[Text]]]()
+        parsed = list[tuple[int, Row, Sequence[Text]]]()
         for number, row in chunk:
             try:
-                parsed.append((row, parse(row, f"row {number}")))
+                with told_of(f"row {number}"):
+                    parsed.append((number, row, parse(row, f"row {number}")))
             except Skip as skip:
                 skipped.append(_verdict(row, trainer, str(skip)))
-        coded = iter(encoded([text for _, texts in parsed for text in texts], tokenizer))
-        for row, texts in parsed:
-            examples = [e._replace(key=key_of(row)) for e in islice(coded, len(texts))]
+        coded = iter(encoded([text for _, _, texts in parsed for text in texts], tokenizer))
+        for number, row, texts in parsed:
+            examples = [e._replace(key=key_of(row) or str(number)) for e in islice(coded, len(texts))]
             if max(len(e.ids) for e in examples) > max_length:
                 skipped.append(_verdict(row, trainer, "too_long"))
             else:
-                found.append(build(row, examples))
-                prompts.append(_asks(row))
-                digest.update(b"".join(e.ids.tobytes() + e.labels.tobytes() for e in examples))
+                with told_of(f"row {examples[0].key}"):
+                    found.append(build(row, examples))
+                    prompts.append(_asks(row))
+                digest.update(_bytes(found[-1]))
     if not found:
         reasons = ", ".join(sorted({v.reason for v in skipped})) or "there are none"
         raise DataError(
             f"no row fits into max_length={max_length} tokens and is whole ({reasons}): raise it, or look at the rows"
         )
     return Read(found, skipped, digest.hexdigest(), prompts)
+
+
+@contextmanager
+def told_of(where: str) -> Iterator[None]:
+    """An error in a row is one that names the row, whatever shape the row turned out to have."""
+    try:
+        yield
+    except DataError as error:
+        raise error if str(error).startswith("row ") else DataError(f"{where}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{where}: it has not the shape that is needed ({type(error).__name__}: {error}). Prompts and answers are "
+            "texts or lists of messages {role, content}, labels and weights are numbers"
+        ) from error
+
+
+def _bytes(value: Any) -> bytes:
+    """All that an item holds, as bytes: a state is gone on from only with the very same items."""
+    if isinstance(value, tuple):
+        return b"(" + b",".join(map(_bytes, value)) + b")"
+    return value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
 
 
 def encoded(texts: Sequence[Text], tokenizer: Any) -> list[Example]:
@@ -84,14 +109,23 @@ def key_of(row: Row) -> str:
     return next((str(row[n]) for n in names if row.get(n)), "")
 
 
-def number(row: Row, column: str, default: float) -> float:
-    """A number of a row; the default where there is none. Raises DataError for one that is not finite."""
+def number(row: Row, column: str, default: float, least: float = -inf) -> float:
+    """A number of a row; the default where there is none. Raises DataError for one that is not finite, or too low."""
     value = row.get(column)
-    if value is None:
-        return default
-    if not np.isfinite(float(value)):
-        raise DataError(f"row {key_of(row) or row}: its {column} is {value}; filter it: WHERE isfinite({column})")
-    return float(value)
+    try:
+        found = default if value is None else float(value)
+    except (TypeError, ValueError):
+        found = nan
+    if not isfinite(found):
+        raise DataError(f"its {column} is {value!r}; filter it, for it must be finite: WHERE isfinite({column})")
+    if found < least:
+        raise DataError(f"its {column} is {value}, which is below {least:g}; filter it: WHERE {column} >= {least:g}")
+    return found
+
+
+def weight_of(row: Row) -> float:
+    """How much a row counts; a negative weight would reward what is learned to be unlikely, without a bound."""
+    return number(row, "weight", 1.0, 0.0)
 
 
 def needs(names: Sequence[str], wanted: Sequence[tuple[str, ...]], trainer: str, example: str) -> None:
@@ -179,16 +213,18 @@ def supervised(rows: Iterable[Row], tokenizer: Any, max_length: int, completion_
         return [text if completion_only else text._replace(learned=((0, len(text.text)),))]
 
     def build(row: Row, found: list[Example]) -> Example:
-        return _ends_its_turn(found[0]._replace(weight=number(row, "weight", 1.0)), tokenizer, key_of(row))
+        return _ends_its_turn(found[0]._replace(weight=weight_of(row)), tokenizer)
 
     return read(rows, parse, build, tokenizer, max_length, "sft")
 
 
-def _ends_its_turn(example: Example, tokenizer: Any, key: str) -> Example:
+def _ends_its_turn(example: Example, tokenizer: Any) -> Example:
     """The strict check that stopping is learned: the last learned token must be a special one."""
     last = example.labels[example.labels != IGNORED][-1:]
     if not len(last) or int(last[0]) not in _special(tokenizer):
-        raise DataError(f"row {key}: no end-of-turn token would be learned, so the model could not learn to stop")
+        raise DataError(
+            f"row {example.key}: no end-of-turn token would be learned, so the model could not learn to stop"
+        )
     return example
 
 

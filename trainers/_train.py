@@ -31,7 +31,7 @@ def trained(loaded: Loaded, split: tuple[Sequence[Any], Sequence[Any]], digest: 
         raise DataError("load_best_model_at_end needs eval_fraction and eval_steps, to measure what is best")
     torch.manual_seed(options.seed)  # new adapters
     learner = Learner(prepared(loaded, options), task, options)
-    state = State(out, identity, learner.ranks)
+    state = State(out, content_id(identity, learner.ranks.world), learner.ranks)
     yield from optimise(learner, rows, heldout, state)
     if finish:
         yield from finish(learner, heldout, rows)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from factory.errors import DataError
 from factory.options import step
-from factory.records import Metric, Verdict
+from factory.records import Metric, Verdict, content_id
 from trainers._options import Training
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Dpo(Training):
     def train_with(self, data: "datasets.Dataset", out: Path, memory: "Memory") -> Iterator[Metric | Verdict]:
         """Train and write the checkpoint to `out`. Metrics under TRL's names."""
         from trainers._loop import Task
-        from trainers._models import check_head, load, without_dropout
+        from trainers._models import check_head, load, weights_id, without_dropout
         from trainers._preferences import collated, ranked, width
         from trainers._reference import referenced
         from trainers._rows import held_out
@@ -85,18 +85,19 @@ class Dpo(Training):
         yield from found.skipped
         yield Metric("rows_skipped", len(found.skipped))
         # 2. What the reference makes of them, once.
-        items = found.items
+        items, digest = found.items, found.digest
         if self._needs_reference and self.precompute_ref_log_probs:
             reference = load(self.ref_model, attention=self.attn_implementation) if self.ref_model else loaded
             if reference.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
                 raise DataError(f"ref_model {self.ref_model!r} has other tokens than the base: their log-probabilities "
                                 "do not compare. Name one of the base's family")  # fmt: skip
             items = referenced(items, reference, self, memory)
+            digest = content_id(digest, weights_id(reference.model))
         # 3. The optimisation and the checkpoint.
         pad = loaded.tokenizer.pad_token_id
         task = Task(lambda rows: collated(rows, pad), _totals, self._loss(), width, lambda item: item.key)
         split = held_out(items, found.prompts, self.eval_fraction, self.seed)
-        yield from trained(loaded, split, found.digest, task, self, out)
+        yield from trained(loaded, split, digest, task, self, out)
 
     def preview(self, data: "datasets.Dataset") -> Iterator[list[tuple[str, bool]]]:
         """The answers as they will be compared, in pieces that count and that do not."""
@@ -136,9 +137,7 @@ class Dpo(Training):
             weights = batch.weights[:, 0]
             total, whole = logps.chosen.new_zeros(()), max(totals["weight"], 1e-9)
             for name, share in terms:
-                total = total + share * (PAIR_LOSSES[name](logps, settings) * weights).sum() / max(
-                    totals["weight"], 1e-9
-                )
+                total = total + share * (PAIR_LOSSES[name](logps, settings) * weights).sum() / whole
             if likelihood:
                 total = total - likelihood * (logps.chosen * weights).sum() / max(totals["chosen_tokens"], 1e-9)
             return total, _told(logps, hits, self.beta)

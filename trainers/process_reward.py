@@ -1,6 +1,7 @@
 """Process reward models: a score after each step of an answer (Lightman et al., 2023; Math-Shepherd, 2023).
 
-L = -sum_k [y_k log s(x_k) + (1 - y_k) log s(-x_k)] / number of steps, x_k read at the line break behind step k.
+L = -sum_k w_k [y_k log s(x_k) + (1 - y_k) log s(-x_k)] / sum_k w_k, x_k read at the line break behind step k, w_k the
+weight of its row.
 Labels are 0 and 1, or shares of rollouts that end right. Column names are TRL's (prompt, completions, labels) or those
 of the view (steps, labels, soft_labels). Departures: one score with a sigmoid instead of two classes, so that soft
 labels fit; how an answer's score is made of its steps' (minimum or product) stands in the checkpoint.
@@ -30,6 +31,7 @@ class Steps(NamedTuple):
 
     text: "Example"
     labels: tuple[float, ...]
+    weight: float = 1.0
 
 
 class StepsBatch(NamedTuple):
@@ -37,6 +39,7 @@ class StepsBatch(NamedTuple):
 
     text: "Batch"
     labels: "torch.Tensor"  # (N,)
+    weights: "torch.Tensor"  # (N,) of their rows
 
     @property
     def real(self) -> int:
@@ -45,7 +48,7 @@ class StepsBatch(NamedTuple):
 
     def to(self, device: str) -> "StepsBatch":
         """The same batch on another device."""
-        return StepsBatch(self.text.to(device), self.labels.to(device))
+        return StepsBatch(self.text.to(device), self.labels.to(device), self.weights.to(device))
 
 
 @step
@@ -96,8 +99,9 @@ class ProcessReward(Training):
 
 
 def _read(data: "datasets.Dataset", tokenizer: Any, max_length: int) -> Any:
+    from trainers._batches import Example
     from trainers._chat import stepwise, turns
-    from trainers._rows import Row, Skip, needs, prompt_of, read
+    from trainers._rows import Row, Skip, needs, prompt_of, read, weight_of
 
     wanted = [("prompt", "messages"), ("steps", "completions"), ("labels", "soft_labels")]
     needs(data.column_names, wanted, "process_reward", "SELECT question AS prompt, steps, labels ...")
@@ -112,8 +116,10 @@ def _read(data: "datasets.Dataset", tokenizer: Any, max_length: int) -> Any:
             raise DataError(f"{where}: its labels are {labels}; they must lie between 0 and 1")
         return [stepwise(turns(prompt_of(row)), [str(p) for p in parts], tokenizer, where)]
 
-    return read(data, parse, lambda row, found: Steps(found[0], tuple(map(float, _labels(row)))), tokenizer, max_length,
-                "process_reward")  # fmt: skip
+    def build(row: Row, found: list[Example]) -> Steps:
+        return Steps(found[0], tuple(map(float, _labels(row))), weight_of(row))
+
+    return read(data, parse, build, tokenizer, max_length, "process_reward")
 
 
 def _labels(row: dict[str, Any]) -> Sequence[Any]:
@@ -127,11 +133,12 @@ def _collated(items: Sequence[Steps], pad: int) -> StepsBatch:
 
     from trainers._batches import padded
 
-    return StepsBatch(padded([i.text for i in items], pad), torch.tensor([x for i in items for x in i.labels]))
+    weights = torch.tensor([i.weight for i in items for _ in i.labels])
+    return StepsBatch(padded([i.text for i in items], pad), torch.tensor([x for i in items for x in i.labels]), weights)
 
 
 def _totals(items: Sequence[Steps]) -> dict[str, float]:
-    return {"steps": float(sum(len(i.labels) for i in items))}
+    return {"steps": sum(i.weight * len(i.labels) for i in items)}
 
 
 def _loss(model: Any, batch: StepsBatch, totals: "Totals") -> tuple["torch.Tensor", "Sums"]:
@@ -141,4 +148,5 @@ def _loss(model: Any, batch: StepsBatch, totals: "Totals") -> tuple["torch.Tenso
     # `sources` are the places before the learned tokens, and a score is read at the token itself
     found = scores(model, batch.text, batch.text.sources + 1)[:, 0]
     right = (found.detach() > 0) == (batch.labels > 0.5)
-    return step_nll(found, batch.labels).sum() / totals["steps"], {"accuracy": (right.sum(), len(found))}
+    loss = (step_nll(found, batch.labels) * batch.weights).sum() / max(totals["steps"], 1e-9)
+    return loss, {"accuracy": (right.sum(), len(found))}
