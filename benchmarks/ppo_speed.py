@@ -197,10 +197,11 @@ def compare(world: str, rounds: int, steps: int, trl: str) -> None:
               f" {middle(side, 'tokens', 'seconds'):7.0f} tokens/s  {max(r['peak'] for r in found[side]):5.0f} MB"
               f"  {middle(side, 'tokens', 'answers'):5.1f} tokens an answer", flush=True)  # fmt: skip
     for side in SIDES[1:]:
-        rounds_ = zip(found["ours"], found[side], strict=True)
-        times = [(o["tokens"] / o["seconds"]) / (t["tokens"] / t["seconds"]) for o, t in rounds_]
-        print(f"{world:6s} ours is {median(times):.2f} times as fast as {side} by tokens "
-              f"({min(times):.2f} to {max(times):.2f})", flush=True)  # fmt: skip
+        for what in ("answers", "tokens"):
+            rounds_ = zip(found["ours"], found[side], strict=True)
+            times = [(o[what] / o["seconds"]) / (t[what] / t["seconds"]) for o, t in rounds_]
+            print(f"{world:6s} ours makes {median(times):.2f} times the {what} of {side} "
+                  f"({min(times):.2f} to {max(times):.2f})", flush=True)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
