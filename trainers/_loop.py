@@ -37,6 +37,13 @@ class Task(NamedTuple):
     key: Callable[[Any], str] = str  # item -> what to call it in an error
 
 
+class _Part(NamedTuple):
+    """What goes through the model in one pass. An idle one counts for nothing."""
+
+    items: Sequence[Any]
+    idle: bool = False
+
+
 class _Step(nn.Module):
     """The loss as a module, so that DDP and FSDP2 see one forward pass whatever a loss does with the model."""
 
@@ -74,11 +81,11 @@ class Learner:
         parts, sums, real = self._parts(items), Sums(), 0
         for number, part in enumerate(parts, 1):
             syncing(self.module, number == len(parts))
-            batch, loss, more = self._forward(part, totals)
+            tokens, loss, more = self._forward(part, totals)
             # DDP and FSDP2 average over processes what is to be summed
             torch.autograd.backward(loss * self.ranks.world)
             add(sums, more | {"loss": (loss.detach(), 0)})
-            real += batch.real
+            real += tokens
         # 2. The step.
         norm = float(whole(nn.utils.clip_grad_norm_(self.trained, self.options.max_grad_norm)))
         sums = self._gathered(sums | {"num_tokens": (real, 0)})
@@ -100,20 +107,23 @@ class Learner:
                 add(sums, more | {"loss": (loss, 0)})
         return means(self._gathered(sums))
 
-    def _forward(self, part: Sequence[Any], totals: Totals) -> tuple[Any, Tensor, Sums]:
-        batch = self.task.collate(part).to(self.loaded.device)
+    def _forward(self, part: _Part, totals: Totals) -> tuple[int, Tensor, Sums]:
+        """Tokens, loss and metrics of a pass; an idle one has the same names, and adds nothing."""
+        batch = self.task.collate(part.items).to(self.loaded.device)
         with torch.autocast(self.loaded.device, torch.bfloat16) if self.half else nullcontext():
             loss, sums = self.module(batch, totals)
-        return batch, loss, sums
+        return (0, loss * 0, dict.fromkeys(sums, (0.0, 0.0))) if part.idle else (batch.real, loss, sums)
 
-    def _parts(self, items: Sequence[Any]) -> list[list[Any]]:
-        """This process' items, cut for one pass each; every process has at least one pass, if an idle one."""
-        ordered = sorted(items, key=self.task.length, reverse=True)
-        own = ordered[self.ranks.rank :: self.ranks.world]
-        if not own:
-            raise DataError(f"a step of {len(items)} rows for {self.ranks.world} processes: give each at least one row")
+    def _parts(self, items: Sequence[Any]) -> list[_Part]:
+        """This process' items, cut for one pass each, and idle passes until it has as many as any other process.
+
+        Every pass gathers the weights that FSDP2 shares out: a process that left one out would keep the others waiting.
+        """
+        ordered, world = sorted(items, key=self.task.length, reverse=True), self.ranks.world
         size, tokens = self.options.per_device_train_batch_size, self.options.max_tokens_per_batch
-        return cut(own, size, tokens, self.task.length)
+        cuts = [cut(ordered[rank::world], size, tokens, self.task.length) for rank in range(world)]
+        own, most = cuts[self.ranks.rank], max(map(len, cuts))
+        return [_Part(part) for part in own] + [_Part(ordered[-1:], idle=True)] * (most - len(own))
 
     def _gathered(self, sums: Sums) -> Sums:
         names = sorted(sums)
@@ -122,7 +132,7 @@ class Learner:
 
     def _why(self, items: Sequence[Any]) -> str:
         """Which rows alone spoil the loss; if all or none do, the weights are spoilt."""
-        bad = [i for i in items if not math.isfinite(self.measure([i])["loss"])] if self.ranks.world == 1 else []
+        bad = [i for i in items if not math.isfinite(self.measure([i])["loss"])]
         if bad and len(bad) < len(items):
             return f"look at row {self.task.key(bad[0])}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
         return "the weights have run away. Lower learning_rate or max_grad_norm"
