@@ -7,6 +7,7 @@ which was cut off ends in the same bits. The first process alone yields rows; al
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -225,13 +226,16 @@ class Course:
         """The prompts of a step, epoch after epoch in an order of its own, with the seeds of their answers."""
         size, count = self.options.num_generations, self.answers // self.options.num_generations
         found, epoch, order = list[tuple[Asked, list[int]]](), -1, list[Asked]()
+        drawn_before = Counter[str]()  # rows may repeat themselves, and their answers should not
         for place in range((step - 1) * count, step * count):
             if place // len(self.asked) != epoch:
                 epoch, order = place // len(self.asked), list(self.asked)
                 if self.options.train_sampling_strategy != "sequential":
                     Random(f"{self.options.seed} epoch {epoch}").shuffle(order)
             asked = order[place % len(order)]
-            rng = Random(f"{self.options.seed} step {step} {epoch} {asked.prompt.id} {asked.key}")
+            seed = f"{self.options.seed} step {step} {epoch} {asked.prompt.id} {asked.key}"
+            again, drawn_before[seed] = drawn_before[seed], drawn_before[seed] + 1
+            rng = Random(f"{seed} again {again}" if again else seed)
             found.append((asked, [rng.getrandbits(48) for _ in range(size)]))
         return found
 
