@@ -159,17 +159,6 @@ def test_a_guard_that_was_kept_as_json_goes_on_as_if_nothing_had_been() -> None:
     assert second.best_step == whole.best_step
 
 
-def test_what_came_after_a_roll_back_is_forgotten() -> None:
-    guard = Guard(Guarding())
-    readings = [r for _, r in _hacked(0.0, 0)]
-    alarms = [guard.watch(r) for r in readings[:130]]
-    assert any(alarms)
-    best = guard.best_step
-    guard.roll_back(best)
-    assert guard.readings[-1].step == best
-    assert guard.watch(readings[best + 1]) == ()
-
-
 def test_every_alarm_has_its_option_and_every_option_its_help() -> None:
     names = {f.name for f in fields(Guarding)}  # type: ignore[arg-type]
     assert {f"guard_{name}" for name in CHECKS} <= names

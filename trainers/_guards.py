@@ -143,11 +143,6 @@ class Guard:
             return self.readings[-1].step if self.readings else 0
         return watched[means.index(max(means)) + len(watched) - len(means)][0].step
 
-    def roll_back(self, step: int) -> None:
-        """Forget what was read after a step: the policy is again what it was then."""
-        self.readings = [r for r in self.readings if r.step <= step]
-        self._since.clear()
-
     def state(self) -> dict[str, Any]:
         """What to keep for a resume, as JSON."""
         return {"readings": [asdict(r) for r in self.readings], "since": self._since}

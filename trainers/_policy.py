@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from factory.errors import DataError
-from factory.records import Metric, Record, Verdict, content_id
+from factory.errors import DataError, SpecError
+from factory.records import Metric, Record, content_id
 from trainers._files import refuse_foreign
 from trainers._guards import CHECKS, Guard
 from trainers._lessons import (
@@ -267,8 +267,11 @@ class Course:
 
     def _watched(self, found: Rolled, step: int) -> Generator[Record, None, bool]:
         """Show the guard what was read, and do what it asks for; returns whether to stop."""
-        stop = False
-        alarms = self.guard.watch(reading(found, step))
+        stop, now = False, reading(found, step)
+        if self.may_roll_back and not self.guard.readings and self.gold is None and now.disagreement is None:
+            raise SpecError(f"{self.method.name}: guard_*: roll_back must know which step was the best: give `gold` (a "
+                            "reward that is not trained on) or a reward of several models, or use stop")  # fmt: skip
+        alarms = self.guard.watch(now)
         if self.may_roll_back and self.guard.best_step == step:
             self.state.keep_best(self.policy.loaded.model)
         for alarm in alarms:
