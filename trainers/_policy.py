@@ -49,7 +49,7 @@ from trainers._models import (
 from trainers._policy_losses import Level, adapted, truncated_ratios
 from trainers._policy_models import Pass, critic_of, logps_and_entropies, reference_logps, reference_of, values_of
 from trainers._policy_options import PolicyTraining
-from trainers._policy_rows import answers, filed, prompts
+from trainers._policy_rows import Gap, answers, filed, left_out, prompts
 from trainers._policy_state import Together
 from trainers._policy_told import corrections, measures, reading
 from trainers._rewarding import Answer, Ask, Rated, Rewarder
@@ -128,7 +128,7 @@ class Course:
             counted = replace(counted, learning_rate=method.critic.learning_rate)
             self.critic = Learner(critic, self._task(loaded, method.critic.loss), counted)
         self.together = Together(self.policy, self.critic)
-        self.state = State(out, identity, self.policy.ranks)
+        self.state = State(out, content_id(identity, self.policy.ranks.world), self.policy.ranks)
         self.rewarder = Rewarder(options.reward, ask)
         self.gold = Rewarder(options.gold, ask) if options.gold else None
         self.guard, self.coefficient, self.window = Guard(options), method.coefficient, Sums()
@@ -171,8 +171,8 @@ class Course:
         for step in range(done + 1, self.steps + 1):
             # 1. Draw, reward and measure.
             started = time.monotonic()
-            found, told, records = self._rolled(step)
-            yield from records
+            found, told, gaps = self._rolled(step)
+            yield from left_out(gaps, self.method.name, self.options.reward, self.options.log_completions)
             drawn_in = time.monotonic() - started
             # 2. Watch: a policy that is worse than before may be put back.
             stopped = yield from self._watched(found, step)
@@ -202,8 +202,8 @@ class Course:
 
     # --- 1. draw, reward and measure ---------------------------------------------------------------------------------
 
-    def _rolled(self, step: int) -> tuple[Rolled, list[Answer], list[Verdict]]:
-        """The batch of a step; each process draws its share of the prompts, and all get all of them."""
+    def _rolled(self, step: int) -> tuple[Rolled, list[Answer], list[Gap]]:
+        """The batch of a step, and the groups that are left out; each process draws its share, and all get all."""
         ranks, size = self.policy.ranks, self.options.num_generations
         own = self._seeded(step)[ranks.rank :: ranks.world]
         rollouts = self.vllm.drawn(own) if self.vllm else drawn(self.policy.loaded, own, self.drawing)
@@ -211,16 +211,17 @@ class Course:
         rated = self.rewarder.rate(told)
         gold = self._gold(told, step)
         whole = [i for i in range(0, len(rollouts), size) if None not in rated[i : i + size]]
-        missing = [_unrated(a, self.method.name) for a, r in zip(told, rated, strict=True) if r is None]
         kept = [place for start in whole for place in range(start, start + size)]
+        silent = sorted(set(range(len(told))) - set(kept))
+        gaps = gathered([(i // size, told[i], rated[i]) for i in silent], ranks.world)
         measured = iter(self._measured([rollouts[i] for i in kept]))
         found = [next(measured)._replace(rated=rated[i] or Rated(0.0), gold=gold[i]) for i in kept]
-        shared = _gathered(list(zip(found, [told[i] for i in kept], strict=True)), ranks.world)
+        shared = gathered([(i // size, e, told[i]) for i, e in zip(kept, found, strict=True)], ranks.world)
         if not shared:
             raise DataError(f"step {step}: no answer has a reward; look at `FROM calls WHERE error <> ''`")
         options = self.options
-        batch = rolled([e for e, _ in shared], size, options.reward_clip, options.missing_eos_penalty)
-        return batch, [a for _, a in shared], missing
+        batch = rolled([e for _, e, _ in shared], size, options.reward_clip, options.missing_eos_penalty)
+        return batch, [answer for _, _, answer in shared], [(answer, rate) for _, answer, rate in gaps]
 
     def _seeded(self, step: int) -> list[tuple[Asked, list[int]]]:
         """The prompts of a step, epoch after epoch in an order of its own, with the seeds of their answers."""
@@ -331,15 +332,16 @@ class Course:
         return done
 
 
-def _unrated(answer: Answer, trainer: str) -> Verdict:
-    return Verdict(answer.completion.id, trainer, False, "judge_no_score", text=answer.completion.text,
-                   evidence_id=answer.prompt.id)  # fmt: skip
-
-
-def _gathered(own: list[Any], world: int) -> list[Any]:
-    """What all processes have, in the order in which it was shared out by turns."""
+def gathered(own: list[Any], world: int) -> list[Any]:
+    """What all processes have, each of it a tuple that begins with the turn in which its group was shared out."""
     if world == 1:
         return own
     shares: list[Any] = [None] * world
     dist.all_gather_object(shares, own)  # between the processes of one launch; nothing of it is read from a file
-    return [each for share in shares for each in share]
+    return in_turns(shares)
+
+
+def in_turns(shares: Sequence[Sequence[Any]]) -> list[Any]:
+    """The shares of the processes in the order of one process alone: so minibatches are the same ones."""
+    placed = [(each[0], rank, each) for rank, share in enumerate(shares) for each in share]
+    return [each for _, _, each in sorted(placed, key=lambda p: p[:2])]

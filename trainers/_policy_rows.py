@@ -13,7 +13,7 @@ from factory.rewards import Reward
 from factory.text import language
 from trainers._chat import before_answer, turns
 from trainers._lessons import Rolled
-from trainers._rewarding import Answer
+from trainers._rewarding import Answer, Rated
 from trainers._rollouts import Asked, Rollout
 from trainers._rows import Row, key_of, needs, prompt_of
 
@@ -94,6 +94,22 @@ def filed(found: Rolled, told: Sequence[Answer], trainer: str, reward: Reward, g
         )
         for judge, aspect, score in measures:
             yield Judgement(prompt.id, completion.id, judge, "measure", rubric=trainer, aspect=aspect, score=score)
+
+
+Gap = tuple[Answer, Rated | None]  # an answer of a group that is left out, as a judge was silent on one of it
+
+
+def left_out(gaps: Sequence[Gap], trainer: str, reward: Reward, all_rows: bool) -> Iterator[Record]:
+    """The verdicts on answers that are not learned from; and, where `all_rows`, the answers with their scores."""
+    for answer, rated in gaps:
+        prompt, completion = answer.prompt, answer.completion
+        if all_rows:
+            yield from (prompt, completion)
+        if all_rows and rated:
+            yield Judgement(prompt.id, completion.id, reward.name, reward.kind, rubric=trainer, aspect="reward",
+                            score=rated.value, rationale=rated.told)  # fmt: skip
+        yield Verdict(completion.id, trainer, False, "group_left_out" if rated else "judge_no_score",
+                      score=rated.value if rated else None, text=completion.text, evidence_id=prompt.id)  # fmt: skip
 
 
 def category(prompt: Prompt) -> str:
