@@ -38,7 +38,8 @@ def one(path: Path, seed: int, store: Path) -> None:
 
 
 def _seeded(stage: TrainStage, seed: int) -> TrainStage:
-    return stage.model_copy(update={"options": {**stage.options, "seed": seed}})
+    own = int(stage.options.get("seed", 0))  # members of an ensemble differ by it
+    return stage.model_copy(update={"options": {**stage.options, "seed": seed + own}})
 
 
 def table(spec: Path, store: Path) -> Rows:

@@ -1,11 +1,13 @@
--- Each way to align: what it learned from, what its training took, what it is worth, and how far it moved.
+-- Each way to align: what it learned from, what its training took, what it is worth, and how far it moved. Best-of-8,
+-- RSO and PPO rest on the reward model, whose line says what that took.
 WITH trained AS (
-    SELECT stage AS model, max(value) FILTER (name = 'train_samples') AS samples,
-           sum(value) FILTER (name = 'train_runtime') AS seconds
+    SELECT stage AS model, last(value ORDER BY created_at, rowid) FILTER (name = 'train_samples') AS samples,
+           last(value ORDER BY created_at, rowid) FILTER (name = 'train_runtime') AS seconds
     FROM metrics WHERE name IN ('train_samples', 'train_runtime') GROUP BY ALL
 ), examined AS (
     SELECT meta->>'model' AS model, stage, name, last(value ORDER BY created_at, rowid) AS value
-    FROM metrics WHERE stage IN ('greedy', 'demonstrated', 'aligned', 'best_of_8') AND meta->>'model' IS NOT NULL GROUP BY ALL
+    FROM metrics WHERE stage IN ('greedy', 'demonstrated', 'aligned', 'best_of_8') AND (meta->>'model') IS NOT NULL
+    GROUP BY ALL
 ), ways AS (
     SELECT model,
            any_value(value) FILTER (name = 'gold_reward') AS gold,
@@ -15,6 +17,7 @@ WITH trained AS (
            any_value(value) FILTER (name = 'lookalikes_declined' AND (stage = 'greedy' OR model = 'best_of_8')) AS over
     FROM examined GROUP BY ALL
 )
-SELECT model, samples::INT AS rows, round(seconds)::INT AS seconds, round(100 * gold, 1) AS gold_reward, round(kl, 2) AS kl,
-       round(100 * exact, 1) AS exact_match, round(100 * harmful, 1) AS harmful_rate, round(100 * over, 1) AS lookalikes_declined
-FROM ways LEFT JOIN trained USING (model) ORDER BY gold;
+SELECT model, samples::INT AS rows, round(seconds)::INT AS seconds, round(100 * gold, 1) AS gold_reward,
+       round(kl, 2) AS kl, round(100 * exact, 1) AS exact_match, round(100 * harmful, 1) AS harmful_rate,
+       round(100 * over, 1) AS lookalikes_declined
+FROM ways FULL JOIN trained USING (model) ORDER BY gold NULLS FIRST;

@@ -17,9 +17,10 @@ WITH course AS (
     SELECT meta->>'model' AS model,
            last(value ORDER BY created_at, rowid) FILTER (name = 'gold_reward') AS gold,
            last(value ORDER BY created_at, rowid) FILTER (name = 'kl') AS kl
-    FROM metrics WHERE stage = 'heldout' GROUP BY ALL
+    FROM metrics WHERE name IN ('gold_reward', 'kl') AND (meta->>'model') IS NOT NULL GROUP BY ALL
 )
-SELECT e.model, steps, peak_step, alarm_step, round(100 * gold_peak, 1) AS gold_peak, round(100 * gold_end, 1) AS gold_end,
+SELECT e.model, steps, peak_step, alarm_step,
+       round(100 * gold_peak, 1) AS gold_peak, round(100 * gold_end, 1) AS gold_end,
        round(proxy_at_peak, 2) AS proxy_at_peak, round(proxy_end, 2) AS proxy_end, round(kl_at_peak, 2) AS kl_at_peak,
        round(kl_end, 2) AS kl_end, round(100 * e.gold, 1) AS heldout_gold, round(e.kl, 2) AS heldout_kl
 FROM examined e LEFT JOIN runs USING (model) LEFT JOIN alarms USING (model) ORDER BY e.model;

@@ -90,7 +90,9 @@ class Frontier:
         """An answer to each task: the only one, or the one that the reward likes best."""
         sampling = Sampling(temperature=1.0, max_tokens=self.max_tokens)
         asked = [task for task in tasks for _ in range(self.n)]
-        requests = (Request(user(t.text), sampling, self.seed + i, logprobs=0) for i, t in enumerate(asked))
+        # the first of n answers are the same whatever n is: the journal knows them, and larger n see more of one sample
+        seeds = (self.seed + (place << 16) + i for place in range(len(tasks)) for i in range(self.n))
+        requests = (Request(user(t.text), sampling, s, logprobs=0) for t, s in zip(asked, seeds, strict=True))
         replies = list(in_order(engine, requests))
         if self.reward is None or self.n == 1:
             return replies
