@@ -198,6 +198,30 @@ def _shared(groups: Sequence[Sequence[Example]], alike: Sequence[int], width: in
     return batch._replace(positions=torch.from_numpy(positions), mask=(causal & seen)[:, None])
 
 
+def apart(batch: Batch) -> tuple[Batch, torch.Tensor]:
+    """The sequences of shared or packed rows in rows of their own, and where the places of the old rows are in them.
+
+    For models that do not read such rows aright. A beginning that is shared is computed once for each of its sequences.
+    """
+    width = batch.ids.shape[1]
+    last, row = batch.ends % width, batch.ends // width
+    if batch.mask is not None:
+        seen = batch.mask[row, 0, last]  # (S, T): what a sequence's last token may look at is the sequence
+    else:
+        assert batch.positions is not None, "padded rows are apart already"
+        places = torch.arange(width, device=last.device)[None]
+        seen = (places <= last[:, None]) & (places >= (last - batch.positions[row, last])[:, None])
+    owners, columns = seen.nonzero(as_tuple=True)
+    counts = seen.sum(1)
+    nth = torch.arange(len(owners), device=last.device) - (counts.cumsum(0) - counts)[owners]
+    ids = batch.ids.new_zeros(len(counts), int(counts.max()))
+    ids[owners, nth] = batch.ids[row[owners], columns]
+    found = torch.zeros(batch.ids.numel(), dtype=torch.long, device=last.device)
+    # of the equal places of several sequences any serves; the first makes runs repeat themselves
+    found.scatter_reduce_(0, row[owners] * width + columns, owners * ids.shape[1] + nth, "amin", include_self=False)
+    return batch._replace(ids=ids, positions=None, mask=None), found
+
+
 def _common(group: Sequence[Example]) -> int:
     """How many first tokens all sequences of a group have in common; at least one token stays each one's own."""
     shortest = min(len(e.ids) for e in group) - 1

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from factory.errors import DataError, EngineError
-from trainers._batches import Batch
+from trainers._batches import Batch, apart
 from trainers._files import mark, writing
+from trainers._layouts import Layouts, checked
 from trainers._options import Training
 
 Kind = Literal["causal", "sequence", "token"]  # a language model, a score a sequence, a score a token
@@ -59,7 +60,9 @@ def load(base: str, kind: Kind = "causal", heads: int = 1, attention: str | None
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if kind != "causal" and _is_new(told):
         _start_head(model)
-    return Loaded(model.to(device), tokenizer, device)
+    model.to(device).read_layouts = Layouts()
+    model.read_layouts = checked(lambda batch: hidden_states(model, batch), model.config, device)
+    return Loaded(model, tokenizer, device)
 
 
 def _device() -> str:
@@ -212,8 +215,13 @@ def layers_of(model: Any) -> Any:
 
 
 def packs(model: Any) -> bool:
-    """Whether sequences in one row are kept apart: attention does so, a state that is carried on does not."""
-    return not getattr(bare(model), "_is_stateful", False)
+    """Whether the model keeps sequences in one row apart: attention does so, a state that is carried on does not."""
+    return layouts_of(model).packs
+
+
+def layouts_of(model: Any) -> Layouts:
+    """What `load` found out."""
+    return getattr(bare(model), "read_layouts", Layouts())
 
 
 def has_prefix(model: Any) -> bool:
@@ -225,6 +233,9 @@ def has_prefix(model: Any) -> bool:
 def hidden_states(model: Any, batch: Batch) -> Tensor:
     """The last hidden state of every place of a batch, (B * T, D)."""
     mask, positions, more = batch.mask, batch.positions, {}
+    if (mask is not None or positions is not None) and not layouts_of(model).read(batch):
+        alone, places = apart(batch)
+        return hidden_states(model, alone)[places]
     if has_prefix(model):  # it stands before every row, and all may look at it
         cache = model.get_prompt(len(batch.ids))
         length, more = cache.get_seq_length(), {"past_key_values": cache}
