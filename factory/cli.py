@@ -240,9 +240,10 @@ def rethreshold(name: str, on: str, threshold: float, store_path: str) -> None:
 @_WITH
 @_STORE
 def train(step: str, options: Sequence[str], engines: Sequence[str], store_path: str, **asked: Any) -> None:
-    """Train: STEP is sft, reward, dpo, ppo ... In several processes: `torchrun -m factory.cli train ...`.
+    """Train: STEP is sft, reward, dpo, ppo ...; `factory steps STEP` lists its options, which go behind --with.
 
-    A reward that is a judge, --with reward='{"judge": "strong"}', is asked through --engine strong=USE:MODEL.
+    In several processes: `torchrun -m factory.cli train ...`. A file with the trainer's columns is read as it is, any
+    other imported first. A judge, --with reward='{"judge": "strong"}', is asked through --engine strong=USE:MODEL.
     """
     from factory import report
 

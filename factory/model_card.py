@@ -12,7 +12,9 @@ import yaml
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a card tells. `rows_hash` is of the rows' file: the same rows have the same one."""
+    """What a card tells. `store` is the name of the store, or of the file, that the rows came from;
+    `rows_hash` is of the rows' Parquet file: the same rows have the same one.
+    """
 
     trainer: str
     options: Mapping[str, Any]
@@ -50,7 +52,7 @@ def _text(card: ModelCard, name: str) -> str:
     return "\n".join([
         "---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {name}", "",
         f"`{base}`, trained with `{card.trainer}`.", "", "## Rows", "",
-        f"{card.rows:,} rows of the store `{card.store}`; BLAKE2b of the rows: `{card.rows_hash}`.", *left_out, "",
+        f"{card.rows:,} rows of `{card.store}`; BLAKE2b of the rows: `{card.rows_hash}`.", *left_out, "",
         "```sql", card.query.strip(), "```", "", "## Command", "", "```", command, "```", "", "## Options", "",
         "```yaml", yaml.safe_dump(_plain(card.options), sort_keys=False, allow_unicode=True).strip(), "```", "",
         "## Last measurements", "", "| metric | value |", "|---|---|",

@@ -314,8 +314,8 @@ def train(
     store: Store, name: str, options: dict[str, Any], on: str, base: str, out: Path, dry_run: bool,
     engines: Mapping[str, Mapping[str, str]],
 ) -> None:  # fmt: skip
-    """Train by hand: on a dataset, a query, or a file, which becomes a dataset of its own first."""
-    from factory import flow, training
+    """Train by hand: on a dataset, a query, or a file."""
+    from factory import training, training_rows
     from factory.engines.budget import Limits
     from factory.engines.checkpoints import resolve
     from factory.engines.pool import Engines
@@ -323,12 +323,10 @@ def train(
     from factory.spec import EngineSpec
 
     named = {o: resolve(str(options[o])) for o in ("ref_model", "value_model") if options.get(o)}
-    step, first = load_step("train", name, options | named | {"base": resolve(base)}), training.first()
+    step, first = load_step("train", name, options | named | {"base": resolve(base)}), training_rows.first()
     specs = {key: EngineSpec.model_validate(value) for key, value in engines.items()}
-    if Path(on).is_file() and first:
-        click.echo(f"{on}: {flow.import_file(store, Path(on), on)}", err=True)
     if dry_run:
-        masks(training.preview(store, step, name, on, out))
+        masks(training.preview(store, step, name, on, out, lambda line: click.echo(line, err=True)))
         return
     id_ = run_id()
     pool = Engines(specs, Limits(), store, id_, lambda model: model)

@@ -1,11 +1,8 @@
 """Training with rows of the store: from a query to a checkpoint with its card, alone or in several processes."""
 
-import os
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
@@ -14,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from factory.diagnosis import diagnose
 from factory.engines.base import Engine
-from factory.errors import DataError
-from factory.flow import Say, append, content_hash, query
+from factory.flow import Say, append, content_hash
 from factory.model_card import ModelCard, options_of, write_card
 from factory.records import Answered, Completion, Judgement, Metric, Prompt, Record, Verdict
 from factory.rewards import Judge
 from factory.sinks import Board, board
 from factory.store import Store
 from factory.store_memory import StoreMemory
+from factory.training_rows import first, rows
 
 if TYPE_CHECKING:
     from factory.steps import Ask, Trainer
@@ -39,8 +36,7 @@ def train(
     """
     from factory.steps import Asking, Recalling
 
-    sql, params = query(on, step.view)
-    with _rows(store, sql, params, out, f"train {name}: no rows in {on!r}") as (data, path):
+    with rows(store, on, step.view, out, name, say) as (data, path, source):
         records: Iterator[Record]
         since = time.monotonic()
         if isinstance(step, Asking):
@@ -61,11 +57,10 @@ def train(
         for said in diagnosis:
             say(f"    {said}")
         left_out = Counter(r.reason for r in seen if isinstance(r, Verdict))
-        shown = sql if not params else sql.replace("?", f"'{params[0]}'")
         rows_hash = content_hash(path)
         write_card(
             ModelCard(
-                name, options_of(step), shown, store.path.name, len(data), rows_hash, left_out, metrics, diagnosis
+                name, options_of(step), source.shown, source.name, len(data), rows_hash, left_out, metrics, diagnosis
             ),
             out,
         )
@@ -91,44 +86,23 @@ def asking(engines: Mapping[str, Engine]) -> "Ask":
     return ask
 
 
-def preview(store: Store, step: "Trainer", name: str, on: str, out: Path) -> list[list[tuple[str, bool]]]:
+def preview(
+    store: Store, step: "Trainer", name: str, on: str, out: Path, say: Say = lambda line: None
+) -> list[list[tuple[str, bool]]]:
     """The first batch as a trainer would learn it: texts in pieces, each with whether it is learned."""
     from factory.steps import Showing
 
-    if not isinstance(step, Showing):
-        raise DataError(f"train {name}: it makes its own texts, so there is nothing to show before it runs")
-    sql, params = query(on, step.view)
-    with _rows(store, sql, params, out, f"train {name}: no rows in {on!r}") as (data, _):
+    with rows(store, on, step.view, out, name, say) as (data, _, _):
         size = int(getattr(step, "per_device_train_batch_size", 8))
+        if not isinstance(step, Showing):  # it makes its own answers: only the prompts can be shown
+            return [[(_asked(row), False)] for row in data.select(range(min(len(data), size)))]
         return list(islice(step.preview(data.select(range(min(len(data), 4 * size)))), size))
 
 
-def first() -> bool:
-    """Whether this process is the first of those that train together: it alone reads and writes the store."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def _rows(store: Store, sql: str, params: list[str], out: Path, missing: str) -> Iterator[tuple[Any, Path]]:
-    """The rows of a query as a dataset, in a file beside `out` that goes when all is done."""
-    import datasets
-
-    work = out.parent / f".{out.name}.work"
-    launch = os.environ.get("MASTER_PORT", "")  # what the processes of one launch have in common
-    path = work / f"rows{launch}.parquet"
-    if first():
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        if not store.snapshot(sql, work / "rows.partial", params):
-            raise DataError(f"{missing}; look at `SELECT * FROM yield` and `FROM drops`")
-        (work / "rows.partial").rename(path)
-    while not path.exists():
-        time.sleep(0.05)
-    datasets.disable_progress_bars()
-    cache = work / os.environ.get("RANK", "0")
-    yield datasets.Dataset.from_parquet(str(path), cache_dir=str(cache)), path
-    if first():
-        shutil.rmtree(work)  # the store can give the rows again
+def _asked(row: Mapping[str, Any]) -> str:
+    """The prompt of a row as text."""
+    said = row.get("messages") or row.get("prompt") or ""
+    return said if isinstance(said, str) else "\n".join(f"{m['role']}: {m['content']}" for m in said)
 
 
 def _cost(rows: int, since: float) -> Iterator[Metric]:

@@ -25,6 +25,7 @@ LAYERS = (
     (
         "factory.flow",
         "factory.training",
+        "factory.training_rows",
         "factory.audit",
         "factory.query",
         "factory.thresholds",
