@@ -154,9 +154,13 @@ def test_a_disk_without_room_leaves_the_older_checkpoint(tmp_path: Path) -> None
 
 
 def test_a_row_that_spoils_the_loss_is_named(tmp_path: Path) -> None:
-    rows = [PAIR | {"weight": 1.0}] * 3 + [PAIR | {"prompt": "again", "weight": 3e38, "id": "bad one"}]
-    with pytest.raises(DataError, match=r"step 1: the loss is (inf|nan)|Lower learning_rate"):
-        _train("reward", [r | {"margin": 1e30 if r["weight"] > 2 else 0.0} for r in rows], tmp_path / "m")
+    rows = [PAIR | {"weight": 1.0, "margin": 0.0} for _ in range(3)]
+    rows.insert(1, PAIR | {"prompt": "again", "weight": 3e38, "margin": 1e30})
+    with pytest.raises(DataError, match=r"step 1: the loss is (inf|nan): look at row 2\."):
+        _train("reward", rows, tmp_path / "m")
+    named = [row | {"id": f"row of {number}"} for number, row in enumerate(rows)]
+    with pytest.raises(DataError, match=r"look at row row of 1\."):
+        _train("reward", named, tmp_path / "n")
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
