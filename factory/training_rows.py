@@ -75,10 +75,18 @@ def rows(store: Store, on: str, view: str, out: Path, trainer: str, say: Say) ->
             shutil.rmtree(work, ignore_errors=True)  # the store, or the file, can give the rows again
 
 
+def _is_file(on: str) -> bool:
+    """Whether `on` names a file. A query is often longer than a name may be, which some systems take amiss."""
+    try:
+        return Path(on).is_file()
+    except OSError:
+        return False
+
+
 def source(store: Store, on: str, view: str, trainer: str, say: Say) -> Source:
     """Where rows come from. A file without the trainer's columns is imported. Raises DataError for no such file."""
     path = Path(on)
-    if path.is_file():
+    if _is_file(on):
         columns = _columns(path)
         if _fits(columns, view):
             shown = f"-- BLAKE2b of {path.name}: {content_hash(path)}\nSELECT * FROM {_reader(path, path.name)}"
@@ -102,7 +110,7 @@ def _write(store: Store, found: Source, to: Path, who: str, on: str, view: str) 
         raise DataError(f"{who}: {str(error).partition('LINE 1: COPY')[0].strip()} in {on!r}") from error
     if count:
         return
-    columns = f"; its columns are {', '.join(_columns(Path(on)))}" if Path(on).is_file() else ""
+    columns = f"; its columns are {', '.join(_columns(Path(on)))}" if _is_file(on) else ""
     mend = "" if columns else "; look at `SELECT * FROM yield` and `FROM drops`"
     raise DataError(f"{who}: no rows in {on!r}{columns}; it reads {_READS[view]}{mend}")
 

@@ -8,6 +8,7 @@ from factory.mini.world import solve
 from factory.run import run
 from factory.spec import TrainStage, load_spec
 from factory.store import Store
+from factory.training_rows import source
 
 SPECS = Path(__file__).parent.parent / "specs"
 
@@ -70,3 +71,8 @@ def test_both_learn_from_the_same_solutions(tmp_path: Path, store: Store) -> Non
     assert store.rows(gold) == [("by_outcome",), ("by_process",)]
     trained = {path.name.partition("-")[0] for path in store.path.parent.glob("*.files/*") if "-" in path.name}
     assert trained == {"outcome", "process", "by_outcome", "by_process"}
+
+
+def test_a_query_may_be_longer_than_the_name_of_a_file(store: Store) -> None:
+    query = f"SELECT prompt, steps, labels FROM step_labels WHERE dataset = 'd' AND prompt <> '{'long ' * 100}'"
+    assert source(store, query, "step_labels", "process_reward", print).sql == query
