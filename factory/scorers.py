@@ -278,7 +278,7 @@ def _heads(model: Any, padded: Mapping[str, Any], device: str, part: Model) -> l
 
     scale = getattr(model.config, "reward_scale", None) or {"mean": [0.0], "std": [1.0], "ensemble": 1}
     with torch.inference_mode():
-        logits = model(**{key: value.to(device) for key, value in padded.items()}).logits.float().cpu()
+        logits = _logits(model, {key: value.to(device) for key, value in padded.items()}).float().cpu()
     heads = logits.reshape(len(logits), -1, int(scale["ensemble"]))  # (texts, dimensions, members)
     heads = (heads - torch.tensor(scale["mean"])[:, None]) / torch.tensor(scale["std"])[:, None]
     named, wanted = list(scale.get("dimensions") or []), part.dimension
@@ -288,6 +288,17 @@ def _heads(model: Any, padded: Mapping[str, Any], device: str, part: Model) -> l
     apart = heads.std(-1, correction=0)
     each = {"mean": heads.mean(-1), "min": heads.amin(-1), "lower": heads.mean(-1) - part.k * apart}[part.ensemble]
     return list(zip(each.mean(-1).tolist(), apart.mean(-1).tolist(), strict=True))
+
+
+def _logits(model: Any, padded: Mapping[str, Any]) -> Any:
+    """The heads' scores of each text. Our trainers read them at its last token; transformers goes back to the last one
+    that is no padding, which is another where a tokenizer has one token for the end and for padding."""
+    import torch
+
+    if not getattr(model.config, "reward_scale", None):
+        return model(**padded).logits
+    hidden, ends = getattr(model, model.base_model_prefix)(**padded)[0], padded["attention_mask"].sum(1) - 1
+    return model.score(hidden[torch.arange(len(ends), device=ends.device), ends])
 
 
 def _stepwise(sample: Sample, model: Any, tokenizer: Any, device: str, max_length: int) -> float:

@@ -1,6 +1,6 @@
 """What policy, reference and critic make of rollouts: log-probabilities at the temperature, entropies, values."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -158,19 +158,28 @@ def reference_of(policy: Loaded, options: Training, other: str) -> Reference:
 
 
 def critic_of(options: Training, other: str) -> Loaded:
-    """A model of values: the base with a head of zeros, or a reward model with its head, on the scale of its scores."""
-    loaded = load(other or options.base, "sequence", 1, options.attn_implementation)
+    """A model of values: the base or another one with a head of zeros, or a reward model on the scale of its scores.
+
+    Several heads of a reward model become one, which gives their mean: what is its reward, too.
+    """
+    loaded = load(other or options.base, "sequence", 0 if other else 1, options.attn_implementation)
     without_dropout(loaded.model)
-    if not other:
+    score, scale = loaded.model.score, getattr(loaded.model.config, "reward_scale", None)
+    if other and scale:
+        loaded.model.score = _folded(score, scale)
+    elif not other or score.out_features != 1:
+        loaded.model.score = nn.Linear(score.in_features, 1, bias=False, device=score.weight.device)
         nn.init.zeros_(loaded.model.score.weight)
-    elif scale := getattr(loaded.model.config, "reward_scale", None):
-        _rescale(loaded.model.score, float(scale["mean"][0]), float(scale["std"][0]))
     return loaded
 
 
-def _rescale(linear: nn.Linear, mean: float, std: float) -> None:
-    """(x - mean) / std, which is what rewards are read as, put into the head itself."""
+def _folded(heads: nn.Linear, scale: Mapping[str, Any]) -> nn.Linear:
+    """The mean of the heads' (x - mean) / std, which is what rewards are read as, as one head."""
+    members, like = int(scale["ensemble"]), heads.weight
+    mean, std = (like.new_tensor(scale[name]).repeat_interleave(members) for name in ("mean", "std"))
+    one = nn.Linear(heads.in_features, 1, device=like.device, dtype=like.dtype)
     with torch.no_grad():
-        before = linear.bias if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
-        linear.bias = nn.Parameter((before - mean) / std)
-        linear.weight /= std
+        before = heads.bias if heads.bias is not None else torch.zeros_like(mean)
+        one.bias.copy_(((before - mean) / std).mean())
+        one.weight.copy_((like / std[:, None]).mean(0, keepdim=True))
+    return one
