@@ -12,6 +12,7 @@ from factory.errors import DataError
 from factory.records import Metric
 from factory.steps import load_step
 from trainers._models import load_tokenizer
+from trainers._policy_rows import judged_by, prompts
 from trainers._preferences import ranked
 from trainers._rows import Read, held_out, supervised
 from trainers.process_reward import _collated, _read, _totals
@@ -179,3 +180,29 @@ def test_a_step_of_weightless_pairs_is_no_error(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_list([GOOD["dpo"] | {"weight": 0.0}])
     found = list(load_step("train", "dpo", options).train(rows, tmp_path / "m"))
     assert [r.value for r in found if isinstance(r, Metric) and r.name == "loss"] == [0.0]
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": 7}, {"prompt": [{"from": "human", "value": "a"}]}, {"prompt": "a", "meta": "note"}]
+)
+def test_prompts_of_a_wrong_shape_are_told_with_their_row(row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="row 2: "):
+        prompts(_Rows([{"prompt": "Say owl.", "meta": ""}, row]), TOKENIZER, 100, "ppo")
+
+
+def test_a_state_is_known_by_what_its_rewards_hold(tmp_path: Path) -> None:
+    """The same names with other code, or with another model behind them, are another training."""
+    code, folder = tmp_path / "r.py", tmp_path / "rm"
+    folder.mkdir()
+    reward = [{"python": f"{code}:score"}, {"model": str(folder)}]
+
+    def known() -> str:
+        return judged_by(load_step("train", "ppo", {"base": WEAK, "reward": reward, "value_model": str(folder)}))
+
+    code.write_text("def score(prompts, completions): return [1.0]")
+    (folder / "model.safetensors").write_bytes(b"1")
+    once, again = known(), known()
+    code.write_text("def score(prompts, completions): return [0.0]")
+    other = known()
+    (folder / "model.safetensors").write_bytes(b"2")
+    assert len({once, again, other, known()}) == 3

@@ -49,7 +49,7 @@ from trainers._models import (
 from trainers._policy_losses import Level, adapted, truncated_ratios
 from trainers._policy_models import Pass, critic_of, logps_and_entropies, reference_logps, reference_of, values_of
 from trainers._policy_options import PolicyTraining
-from trainers._policy_rows import Gap, answers, filed, left_out, prompts
+from trainers._policy_rows import Gap, answers, filed, judged_by, left_out, prompts
 from trainers._policy_state import Together
 from trainers._policy_told import corrections, measures, reading
 from trainers._rewarding import Answer, Ask, Rated, Rewarder
@@ -98,7 +98,8 @@ def learned(options: PolicyTraining, method: Method, data: Any, out: Path, ask: 
     yield from asked.skipped
     yield Metric("rows_skipped", len(asked.skipped))
     # 2. The course.
-    course = Course(options, method, loaded, asked.asked, out, content_id(options, asked.digest), ask)
+    identity = content_id(options, asked.digest, judged_by(options))
+    course = Course(options, method, loaded, asked.asked, out, identity, ask)
     try:
         yield from course.run()
     finally:

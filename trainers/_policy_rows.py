@@ -3,21 +3,23 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from factory.errors import DataError
 from factory.records import Completion, Judgement, Message, Prompt, Record, Verdict, content_id
-from factory.rewards import Reward
+from factory.rewards import Python, Reward
 from factory.text import language
 from trainers._chat import before_answer, turns
 from trainers._lessons import Rolled
 from trainers._rewarding import Answer, Rated
 from trainers._rollouts import Asked, Rollout
-from trainers._rows import Row, key_of, needs, prompt_of
+from trainers._rows import Row, key_of, needs, prompt_of, told_of
 
 _EXAMPLE = "SELECT question AS prompt, answer ..."
+_EDGE = 1 << 20  # bytes read at each end of a file
 
 
 class Prompts(NamedTuple):
@@ -33,8 +35,9 @@ def prompts(data: Any, tokenizer: Any, room: int, trainer: str) -> Prompts:
     needs(data.column_names, [("prompt", "messages")], trainer, _EXAMPLE)
     found, skipped, digest = list[Asked](), list[Verdict](), blake2b(digest_size=16)
     for number, row in enumerate(data, 1):
-        prompt = _prompt(row, f"row {number}")
-        text = before_answer(turns(prompt_of(row)), tokenizer, f"row {number}")
+        with told_of(f"row {number}"):
+            prompt = _prompt(row, f"row {number}")
+            text = before_answer(turns(prompt_of(row)), tokenizer, f"row {number}")
         ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
         if len(ids) > room or not prompt.text.strip():
             reason = "too_long" if len(ids) > room else "empty_prompt"
@@ -47,6 +50,27 @@ def prompts(data: Any, tokenizer: Any, room: int, trainer: str) -> Prompts:
         raise DataError(f"{trainer}: no prompt leaves room for an answer ({reasons}): raise max_length or lower "
                         "max_completion_length")  # fmt: skip
     return Prompts(found, skipped, digest.hexdigest())
+
+
+def judged_by(options: Any) -> str:
+    """A hash of the files that rewards and models are read from: a state is gone on from only with the same ones.
+
+    Of each file its size and its first and last megabyte count, where a change of weights or code shows.
+    """
+    rewards = [reward for reward in (options.reward, options.gold) if reward]
+    named = [m for r in rewards for m in r.models] + [
+        p.python.rpartition(":")[0] for r in rewards for p in r.parts if isinstance(p, Python)
+    ]
+    digest = blake2b(digest_size=16)
+    for place in (*named, options.ref_model, getattr(options, "value_model", "")):
+        folder = Path(place).expanduser()
+        files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else [folder]
+        for path in (f for f in files if place and f.is_file()):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_EDGE))
+                file.seek(max(0, path.stat().st_size - _EDGE))
+                digest.update(file.read(_EDGE))
+    return digest.hexdigest()
 
 
 def _prompt(row: Row, where: str) -> Prompt:
