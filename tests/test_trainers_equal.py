@@ -162,7 +162,8 @@ def test_the_best_weights_are_kept_and_no_progress_stops(tmp_path: Path) -> None
     records = _step("sft", **options).train(_data("sft"), tmp_path / "m")
     found = [m for m in records if isinstance(m, Metric)]
     losses = [m.value for m in found if m.name == "eval_loss"]
-    assert any(m.name == "early_stopped" and m.step < 40 for m in found)
+    stopped = next(m.step for m in found if m.name == "early_stopped")
+    assert [m.step for m in found if m.name == "eval_loss"][-1] == stopped < 40
     assert losses[-1] == pytest.approx(min(losses[1:]), rel=1e-5), (
         "the last measurement is of the weights that are written"
     )

@@ -172,6 +172,7 @@ def optimise(learner: Learner, data: Sequence[Any], heldout: Sequence[Any], stat
                     state.keep_best(learner.loaded.model)
             if 0 < options.early_stopping_patience <= waited:
                 yield Metric("early_stopped", step, step)
+                steps = step  # the last one, for what is measured at the end
                 break
         # 4. Save.
         if options.save_steps and step % options.save_steps == 0 and step < steps:
