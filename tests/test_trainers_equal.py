@@ -146,6 +146,13 @@ def test_frozen_layers_stay_and_the_others_move(tmp_path: Path) -> None:
         _trained("sft", tmp_path / "n", freeze_layers=9)
 
 
+def test_adapters_of_frozen_layers_stay_as_well(tmp_path: Path) -> None:
+    _trained("sft", tmp_path / "m", freeze_layers=2, use_peft=True, lora_r=4)
+    adapters = load_file(tmp_path / "m" / "adapter" / "adapter_model.safetensors")
+    moved = {int(k.split(".layers.")[1].split(".")[0]) for k, v in adapters.items() if "lora_B" in k and v.any()}
+    assert moved == {2}
+
+
 def test_checkpointed_activations_give_the_same_weights(tmp_path: Path) -> None:
     _close(_trained("sft", tmp_path / "a"), _trained("sft", tmp_path / "b", gradient_checkpointing=True))
 

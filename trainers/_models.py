@@ -135,10 +135,10 @@ def prepared(loaded: Loaded, options: Training) -> Loaded:
         model.enable_input_require_grads()
     if options.use_peft and options.num_virtual_tokens:
         raise DataError("use_peft trains LoRA and num_virtual_tokens a prefix: choose one of them")
-    if options.freeze_layers:
-        freeze(model, options.freeze_layers)
     if options.use_peft:
         model = with_lora(model, options.lora_r, options.lora_alpha, options.lora_dropout)
+    if options.freeze_layers:  # and the adapters of these layers with them
+        freeze(model, options.freeze_layers)
     if options.num_virtual_tokens:
         model = with_prefix(model, options.num_virtual_tokens)
     return loaded._replace(model=model.to(loaded.device))
