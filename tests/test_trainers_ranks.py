@@ -60,7 +60,7 @@ def course(label: str, size: int, out: Path) -> None:
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made; one that waits for the other for ever is ended."""
     folder = tmp_path_factory.mktemp("two")
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(21000 + os.getpid() % 20000),
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(41000 + os.getpid() % 20000),
               "OMP_NUM_THREADS": "1"}  # fmt: skip
     running = [
         subprocess.Popen([sys.executable, "-c", _SCRIPT, str(folder)], env=os.environ | common | {"RANK": str(rank)},
