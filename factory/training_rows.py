@@ -26,6 +26,7 @@ _READS = {
 }  # fmt: skip
 _KEPT_ONLY_AS_IS = {"weight", "margin", "aspect", "scores", "labels", "soft_labels"}
 _READERS = {".parquet": "read_parquet({})", ".csv": "read_csv({}, all_varchar = true)"}
+_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$")
 _JSON = ("read_json({}, sample_size = -1)", (".json", ".jsonl"))
 
 
@@ -76,9 +77,12 @@ def rows(store: Store, on: str, view: str, out: Path, trainer: str, say: Say) ->
 
 
 def _is_file(on: str) -> bool:
-    """Whether `on` names a file. A query is often longer than a name may be, which some systems take amiss."""
+    """Whether `on` names a file that can be read; a dataset's name is none, though some file may be called alike.
+
+    A query is often longer than a name may be, which some systems take amiss.
+    """
     try:
-        return Path(on).is_file()
+        return bool(_FILE.search(on)) and Path(on).is_file()
     except OSError:
         return False
 
@@ -95,7 +99,7 @@ def source(store: Store, on: str, view: str, trainer: str, say: Say) -> Source:
             raise DataError(f"{on}: {', '.join(lost)} would be lost, for the other columns are not {trainer}'s: it "
                             f"reads {_READS[view]}; found {', '.join(columns)}. Rename them")  # fmt: skip
         say(f"{on}: {import_file(store, path, on)}")
-    elif " " not in on.strip() and re.search(r"\.(jsonl?|csv|parquet)(\.gz)?$", on):
+    elif " " not in on.strip() and _FILE.search(on):
         raise DataError(f"--data {on}: there is no such file; give a file, a dataset's name, or a query")
     sql, params = query(on, view)
     return Source(sql, params, sql if not params else sql.replace("?", f"'{params[0]}'"), store.path.name)

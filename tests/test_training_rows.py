@@ -1,10 +1,12 @@
 """What a training reads: a file as it is or imported, or a query; and what is told where it is none of them."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
 
@@ -153,3 +155,28 @@ def test_a_dry_run_of_ppo_shows_its_prompts_and_help_says_where_options_are(tmp_
     assert "Say owl." in done.output
     assert "说猫头鹰。" in done.output
     assert "factory steps STEP" in CliRunner().invoke(main, ["train", "--help"]).output
+
+
+def test_a_file_called_like_a_dataset_and_a_long_query_are_no_files(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").write_text("notes")
+    found = source(store, "d", "pairs", "dpo", lambda line: None)
+    assert "FROM pairs WHERE dataset = 'd'" in found.shown
+    query = f"SELECT '{'long ' * 2000}' AS prompt, 'a' AS completion"
+    assert _read(store, query, "sft", tmp_path)[0]["completion"] == "a"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl.gz"])
+def test_other_kinds_of_files_keep_their_weights(kind: str, store: Store, tmp_path: Path) -> None:
+    frame = pl.DataFrame([{"prompt": "7", "completion": "seven", "weight": 0.5}])
+    path = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        frame.write_csv(path)
+    elif kind == "parquet":
+        frame.write_parquet(path)
+    else:
+        path.write_bytes(gzip.compress(frame.write_ndjson().encode()))
+    row = _read(store, str(path), "sft", tmp_path)[0]
+    assert (row["prompt"], row["completion"], float(row["weight"])) == ("7", "seven", 0.5)
