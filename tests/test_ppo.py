@@ -307,7 +307,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.policy_help import trained
-trained("ppo", Path(sys.argv[1]) / "ppo", per_device_train_batch_size=4)
+trained("ppo", Path(sys.argv[1]) / "ppo", per_device_train_batch_size=4, num_mini_batches=2)
 trained("grpo", Path(sys.argv[1]) / "grpo", per_device_train_batch_size=4)
 torch.distributed.destroy_process_group()
 """
@@ -319,8 +319,8 @@ def test_two_processes_share_the_rollouts_out_and_equal_one(tmp_path: Path) -> N
     running = [subprocess.Popen([sys.executable, "-c", _TWO, str(tmp_path)], cwd=Path(__file__).parent.parent,
                                 env=os.environ | common | {"RANK": str(rank)}) for rank in range(2)]  # fmt: skip
     assert [process.wait(timeout=280) for process in running] == [0, 0]
-    for name in ("ppo", "grpo"):
-        trained(name, tmp_path / "alone", per_device_train_batch_size=8)
+    for name, minibatches in {"ppo": 2, "grpo": 1}.items():
+        trained(name, tmp_path / "alone", per_device_train_batch_size=8, num_mini_batches=minibatches)
         one, two = (load_file(tmp_path / x / "model.safetensors") for x in ("alone", name))
         assert max(float((one[k] - two[k]).abs().max()) for k in one) < 2e-4
 
