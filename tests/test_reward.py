@@ -115,6 +115,19 @@ def test_repeats_in_a_ranking_count_once_and_what_orders_nothing_is_told(tmp_pat
         ranked([row(["yes", "no"], [1.0], "odd")], ["completions"], load_tokenizer(WEAK), 99, "reward")
 
 
+def test_steps_behind_the_first_wrong_one_need_no_label(tmp_path: Path) -> None:
+    """As `process_steps` leaves them where it searches forward."""
+    rows = [
+        {"prompt": f"Say {w}.", "steps": [f"right {w}", f"wrong {w}", "and so on"], "labels": [1, 0, None]}
+        for w in WORDS * 2
+    ]
+    found = _train("process_reward", rows, tmp_path / "m", max_steps=40, eval_fraction=0.0)
+    assert found["accuracy"] == 1.0
+    gap = [{"prompt": "Say cat.", "steps": ["a", "b", "c"], "labels": [1, None, 0]}]
+    with pytest.raises(DataError, match="labels are .* they must lie between 0 and 1"):
+        _train("process_reward", gap, tmp_path / "n", max_steps=1)
+
+
 def test_lora_keeps_the_head_that_it_trained(tmp_path: Path) -> None:
     found = _train(
         "reward", _pairs(), tmp_path / "m", max_steps=30, use_peft=True, learning_rate=2e-2, eval_fraction=0.0

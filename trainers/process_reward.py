@@ -107,7 +107,7 @@ def _read(data: "datasets.Dataset", tokenizer: Any, max_length: int) -> Any:
     needs(data.column_names, wanted, "process_reward", "SELECT question AS prompt, steps, labels ...")
 
     def parse(row: Row, where: str) -> list[Any]:
-        parts, labels = row.get("steps") or row.get("completions") or [], _labels(row)
+        parts, labels = _labelled(row)
         if not parts or not all(str(p).strip() for p in parts):
             raise Skip("empty_step")
         if len(parts) != len(labels):
@@ -117,9 +117,17 @@ def _read(data: "datasets.Dataset", tokenizer: Any, max_length: int) -> Any:
         return [stepwise(turns(prompt_of(row)), [str(p) for p in parts], tokenizer, where)]
 
     def build(row: Row, found: list[Example]) -> Steps:
-        return Steps(found[0], tuple(map(float, _labels(row))), weight_of(row))
+        return Steps(found[0], tuple(map(float, _labelled(row)[1])), weight_of(row))
 
     return read(data, parse, build, tokenizer, max_length, "process_reward")
+
+
+def _labelled(row: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """The steps and their labels, up to the last that has one: behind a first wrong step labellers look no further."""
+    parts, labels = list(row.get("steps") or row.get("completions") or []), list(_labels(row))
+    while labels and labels[-1] is None and len(labels) == len(parts) and any(x is not None for x in labels):
+        parts, labels = parts[:-1], labels[:-1]
+    return parts, labels
 
 
 def _labels(row: dict[str, Any]) -> Sequence[Any]:
