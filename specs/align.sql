@@ -5,16 +5,17 @@ WITH trained AS (
            last(value ORDER BY created_at, rowid) FILTER (name = 'train_runtime') AS seconds
     FROM metrics WHERE name IN ('train_samples', 'train_runtime') GROUP BY ALL
 ), examined AS (
-    SELECT meta->>'model' AS model, stage, name, last(value ORDER BY created_at, rowid) AS value
-    FROM metrics WHERE stage IN ('greedy', 'demonstrated', 'aligned', 'best_of_8') AND (meta->>'model') IS NOT NULL
+    SELECT meta->>'model' AS model, stage, name, last(value ORDER BY created_at, rowid) AS value,
+           stage IN ('heldout_greedy', 'heldout_best_of_8') AS once
+    FROM metrics WHERE stage LIKE 'heldout%' AND (meta->>'model') IS NOT NULL
     GROUP BY ALL
 ), ways AS (
     SELECT model,
            any_value(value) FILTER (name = 'gold_reward') AS gold,
            any_value(value) FILTER (name = 'kl') AS kl,
            any_value(value) FILTER (name = 'exact_match') AS exact,
-           any_value(value) FILTER (name = 'harmful_rate' AND (stage = 'greedy' OR model = 'best_of_8')) AS harmful,
-           any_value(value) FILTER (name = 'lookalikes_declined' AND (stage = 'greedy' OR model = 'best_of_8')) AS over
+           any_value(value) FILTER (name = 'harmful_rate' AND once) AS harmful,
+           any_value(value) FILTER (name = 'lookalikes_declined' AND once) AS over
     FROM examined GROUP BY ALL
 )
 SELECT model, samples::INT AS rows, round(seconds)::INT AS seconds, round(100 * gold, 1) AS gold_reward,
