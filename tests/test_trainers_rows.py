@@ -206,3 +206,13 @@ def test_a_state_is_known_by_what_its_rewards_hold(tmp_path: Path) -> None:
     other = known()
     (folder / "model.safetensors").write_bytes(b"2")
     assert len({once, again, other, known()}) == 3
+
+
+def test_a_state_does_not_hang_on_what_else_lies_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = load_step("train", "ppo", {"base": WEAK, "reward": {"rule": "exact"}})
+    before = judged_by(options)
+    (tmp_path / "notes.txt").write_text("none of its business")
+    assert judged_by(options) == before

@@ -62,10 +62,10 @@ def judged_by(options: Any) -> str:
         p.python.rpartition(":")[0] for r in rewards for p in r.parts if isinstance(p, Python)
     ]
     digest = blake2b(digest_size=16)
-    for place in (*named, options.ref_model, getattr(options, "value_model", "")):
+    for place in filter(None, (*named, options.ref_model, getattr(options, "value_model", ""))):
         folder = Path(place).expanduser()
-        files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else [folder]
-        for path in (f for f in files if place and f.is_file()):
+        files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+        for path in (f for f in files if f.is_file()):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_EDGE))
                 file.seek(max(0, path.stat().st_size - _EDGE))
